@@ -1,0 +1,118 @@
+# diffpak: `make help` lists the targets. Everything is built under $(BUILD); variants (BUILD=build/asan SAN=address,undefined) coexist.
+BUILD ?= build
+CC    ?= cc
+SAN   ?=
+OPT   ?= -O2
+ARCH  := $(shell $(CC) -dumpmachine | cut -d- -f1)
+
+WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Werror
+CFLAGS += -std=c11 -D_GNU_SOURCE $(OPT) -g $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread
+CPPFLAGS += -MMD -MP
+LDFLAGS += -pthread
+ifneq ($(SAN),)
+CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
+LDFLAGS += -fsanitize=$(SAN)
+endif
+
+# Instruction-set levels: files named *_<level>.c get the level's flags; files in kernels/cpu/isa/ are compiled once per level.
+FLAGS_ref        :=
+FLAGS_avx2       := -mavx2 -mfma -mf16c
+FLAGS_avx512     := $(FLAGS_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
+FLAGS_avx512bf16 := $(FLAGS_avx512) -mavx512bf16 -mavx512vnni -mavx512vbmi
+ifeq ($(ARCH),x86_64)
+LEVELS := ref avx2 avx512 avx512bf16
+else
+LEVELS := ref
+endif
+ALL_LEVELS := ref avx2 avx512 avx512bf16
+level_of = $(filter $(ALL_LEVELS),$(lastword $(subst _, ,$(basename $(notdir $(1))))))
+
+# Third-party libraries of the tools; the runtime library has none.
+PKGS_TOOLS := libarchive libcjson libxxhash libutf8proc libpng
+TOOL_CFLAGS = $(shell pkg-config --cflags $(PKGS_TOOLS) 2>/dev/null)
+TOOL_LIBS   = $(shell pkg-config --libs libarchive libcjson libxxhash libutf8proc libpng 2>/dev/null) -lm
+CLI_LIBS    = $(shell pkg-config --libs libpng 2>/dev/null) -lm
+
+# The reading half of formats/, all that the runtime takes from it.
+FORMATS_READ := $(addprefix formats/,fail.c ops.c ops_shape.c dpk_read.c)
+KERNEL_ALL   := $(wildcard kernels/cpu/*.c)
+KERNEL_SRC   := $(foreach s,$(KERNEL_ALL),$(if $(filter-out $(LEVELS),$(call level_of,$(s))),,$(s)))
+ISA_SRC      := $(wildcard kernels/cpu/isa/*.c)
+RUNTIME_SRC  := $(filter-out $(wildcard runtime/cli*.c),$(wildcard runtime/*.c))
+CLI_SRC      := $(wildcard runtime/cli*.c) formats/npy.c formats/png.c
+FORMATS_SRC  := $(wildcard formats/*.c)
+CONVERT_SRC  := $(filter-out convert/cli.c,$(wildcard convert/*.c))
+QUANTIZE_SRC := $(filter-out quantize/cli.c,$(wildcard quantize/*.c))
+
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+ISA_OBJ := $(foreach l,$(LEVELS),$(patsubst kernels/cpu/isa/%.c,$(BUILD)/obj/kernels/cpu/isa/%.$(l).o,$(ISA_SRC)))
+LIB_OBJ := $(call obj,$(FORMATS_READ) $(KERNEL_SRC) $(RUNTIME_SRC)) $(ISA_OBJ)
+
+BIN := $(BUILD)/bin
+LIB := $(BUILD)/lib
+
+## all: the three programs and the libraries (default)
+all: $(BIN)/diffpak $(BIN)/diffpak-convert $(if $(wildcard quantize/cli.c),$(BIN)/diffpak-quantize) $(LIB)/libdiffpak.a $(LIB)/libdiffpak.so
+
+$(BUILD)/obj/kernels/cpu/isa/%.o: CPPFLAGS += -Ikernels/cpu
+define isa_rule
+$(BUILD)/obj/kernels/cpu/isa/%.$(1).o: kernels/cpu/isa/%.c
+	@mkdir -p $$(@D)
+	$(CC) $$(CPPFLAGS) $$(CFLAGS) $(FLAGS_$(1)) -DDPK_LEVEL=$(1) -DDPK_LEVEL_$(1)=1 -c $$< -o $$@
+endef
+$(foreach l,$(LEVELS),$(eval $(call isa_rule,$(l))))
+
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(FLAGS_$(call level_of,$<)) $(TOOL_CFLAGS) -c $< -o $@
+
+$(LIB)/libdiffpak.a: $(LIB_OBJ)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(LIB)/libdiffpak.so: $(LIB_OBJ)
+	@mkdir -p $(@D)
+	$(CC) -shared -Wl,-soname,libdiffpak.so.0 -Wl,-z,defs $(LDFLAGS) $^ -lm -o $@
+
+# The tools' half: everything of formats/ (the reading half is in libdiffpak.a already), convert/ and quantize/ without their mains.
+$(BUILD)/obj/libtools.a: $(call obj,$(filter-out $(FORMATS_READ),$(FORMATS_SRC)) $(CONVERT_SRC) $(QUANTIZE_SRC))
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BIN)/diffpak: $(call obj,$(CLI_SRC)) $(LIB)/libdiffpak.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) $^ $(CLI_LIBS) -o $@
+
+$(BIN)/diffpak-convert: $(call obj,convert/cli.c) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -o $@
+
+$(BIN)/diffpak-quantize: $(call obj,quantize/cli.c) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -o $@
+
+# Unit tests: tests/test_*.c, one program each (cmocka).
+TEST_SRC := $(wildcard tests/test_*.c)
+TEST_BIN := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
+TEST_HELP := $(call obj,$(wildcard tests/support*.c))
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
+
+## units: build and run the C unit tests
+units: $(TEST_BIN)
+	@set -e; for t in $(TEST_BIN); do echo "== $$t"; $$t 2>&1 | tail -n 1; done
+
+## help: this list
+help:
+	@sed -n 's/^## //p' $(MAKEFILE_LIST)
+
+## clean: remove the build tree
+clean:
+	rm -rf build
+
+.PHONY: all units help clean
+.SECONDARY:
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

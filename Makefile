@@ -101,9 +101,40 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
 
-## units: build and run the C unit tests
-units: $(TEST_BIN)
-	@set -e; for t in $(TEST_BIN); do echo "== $$t"; $$t 2>&1 | tail -n 1; done
+# Scripts that test the built programs; they print their totals like the unit tests.
+TEST_SH := $(wildcard tests/test_*.sh)
+
+## deps: install the packages that are missing (apt-get)
+deps:
+	@.ci/deps
+
+## test: everything that must hold: unit, operator, parity, program and hostile-file tests, also under ASan and UBSan
+test: deps
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
+
+# check: build and run the tests of one variant
+check: all $(TEST_BIN)
+	@BUILD=$(BUILD) tests/run.sh $(BUILD)/logs $(TEST_BIN) $(addprefix ./,$(TEST_SH))
+
+## demo: install what is missing, build, convert models/shapes-xl and paint demo.png
+demo: deps
+	@$(MAKE) --no-print-directory all
+	$(BIN)/diffpak-convert models/shapes-xl -o $(BUILD)/shapes-xl.dpk
+	$(BIN)/diffpak generate $(BUILD)/shapes-xl.dpk -p "a large red circle on a blue background" --seed 42 --steps 20 -o demo.png
+	@echo "the picture is $(CURDIR)/demo.png"
+
+## asan: run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+asan:
+	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
+
+## tsan: run the tests under ThreadSanitizer
+tsan:
+	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/tsan SAN=thread OPT=-O1 TEST_SH=
+
+## format: lay out the sources by .clang-format
+format:
+	clang-format -i $(filter-out formats/xxhash.h,$(wildcard */*.[ch] */*/*.[ch] */*/*/*.[ch]))
 
 ## help: this list
 help:
@@ -113,6 +144,6 @@ help:
 clean:
 	rm -rf build
 
-.PHONY: all units help clean
+.PHONY: all deps test check demo asan tsan format help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

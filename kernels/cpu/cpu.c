@@ -1,0 +1,160 @@
+/* The CPU backend object: creation, memory, and the dispatch of calls to operators. */
+#include "ops_cpu.h"
+
+#include "../../formats/fail.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct op_entry {
+    int (*run)(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err);
+    size_t (*scratch)(const struct dpk_cpu *cpu, const struct dpk_call *call);
+    const uint32_t *in_place;
+};
+
+static const struct op_entry entries[DPK_N_OPCODES] = {
+#define DPK_OP(number, name, ins, wts, attrs)                                                      \
+    [number] = {dpk_cpu_run_##name, dpk_cpu_scratch_##name, &dpk_cpu_in_place_##name},
+#include "../../formats/ops.def"
+#undef DPK_OP
+};
+
+static const struct op_entry *find_entry(const struct dpk_call *call) {
+    uint32_t opcode = call->op->opcode;
+    return opcode < DPK_N_OPCODES && entries[opcode].run ? &entries[opcode] : NULL;
+}
+
+static int cpu_act_dtype(const struct dpk_backend *be, int weight_dtype) {
+    const struct dpk_cpu *cpu = (const struct dpk_cpu *)be;
+    if (cpu->act_dtype) return cpu->act_dtype;
+    return weight_dtype == DPK_BF16 && cpu->isa == DPK_ISA_AVX512BF16 ? DPK_BF16 : DPK_F32;
+}
+
+/* Page aligned, and in whole large pages where it is large: fewer translations in the product loops. */
+static void *cpu_alloc(struct dpk_backend *be, size_t n_bytes) {
+    (void)be;
+    size_t align = n_bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 4096;
+    if (n_bytes > SIZE_MAX - align) return NULL;
+    return aligned_alloc(align, (n_bytes + align - 1) / align * align);
+}
+
+static void cpu_release(struct dpk_backend *be, void *p, size_t n_bytes) {
+    (void)be, (void)n_bytes;
+    free(p);
+}
+
+static int cpu_copy(struct dpk_backend *be, void *dst, const void *src, size_t n_bytes,
+                    dpk_error *err) {
+    (void)be, (void)err;
+    if (n_bytes) memcpy(dst, src, n_bytes);
+    return DPK_OK;
+}
+
+static int cpu_attach(struct dpk_backend *be, const struct dpk_file *file, dpk_error *err) {
+    (void)be, (void)file, (void)err;
+    return DPK_OK;
+}
+
+static size_t cpu_scratch_bytes(const struct dpk_backend *be, const struct dpk_call *call) {
+    const struct op_entry *entry = find_entry(call);
+    return entry ? entry->scratch((const struct dpk_cpu *)be, call) : 0;
+}
+
+static bool cpu_in_place(const struct dpk_backend *be, const struct dpk_call *call, int i) {
+    const struct op_entry *entry = find_entry(call);
+    (void)be;
+    return entry && i >= 0 && i < DPK_MAX_IN && (*entry->in_place >> i & 1);
+}
+
+static int cpu_run(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err) {
+    const struct op_entry *entry = find_entry(call);
+    if (!entry) {
+        return dpk_error_set(err, DPK_EUNSUPPORTED, "cpu: operator %u, this build has none",
+                             call->op->opcode);
+    }
+    return entry->run((struct dpk_cpu *)be, call, err);
+}
+
+static void cpu_free(struct dpk_backend *be) {
+    struct dpk_cpu *cpu = (struct dpk_cpu *)be;
+    if (!cpu) return;
+    dpk_pool_free(cpu->pool);
+    free(cpu);
+}
+
+/* The best level, or the one that `name` or the environment asks for. */
+static int choose_isa(const char *name, int *isa, dpk_error *err) {
+    *isa = dpk_isa_best();
+    if (!name) name = getenv("DPK_ISA");
+    if (!name || !*name) return DPK_OK;
+    for (int i = 0; i < DPK_N_ISAS; i++) {
+        if (strcmp(name, dpk_isa_name(i)) != 0) continue;
+        if (!dpk_isa_available(i)) {
+            return dpk_error_set(err, DPK_EARG, "instruction set %s: this machine has up to %s",
+                                 name, dpk_isa_name(*isa));
+        }
+        *isa = i;
+        return DPK_OK;
+    }
+    return dpk_error_set(err, DPK_EARG,
+                         "instruction set %s: unknown, want ref, avx2, avx512 or avx512bf16", name);
+}
+
+/* Cores that the process may run on. */
+static int count_cores(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
+/* A cache size of the system, or `otherwise` where it does not tell (containers and some virtual machines do not). */
+static size_t cache_bytes(int name, size_t otherwise) {
+    long n = sysconf(name);
+    return n > 0 ? (size_t)n : otherwise;
+}
+
+int dpk_cpu_create(struct dpk_backend **be, int n_threads, const char *isa, int act_dtype,
+                   dpk_error *err) {
+    int rc = DPK_OK;
+    struct dpk_cpu *cpu = NULL;
+    *be = NULL;
+    if (act_dtype != 0 && act_dtype != DPK_F32 && act_dtype != DPK_BF16) {
+        DPK_FAIL(err, DPK_EARG, "activation type %d: want float32 or bfloat16", act_dtype);
+    }
+    if (n_threads < 0) DPK_FAIL(err, DPK_EARG, "threads: %d, want 0 or more", n_threads);
+    cpu = calloc(1, sizeof *cpu);
+    if (!cpu) DPK_FAIL(err, DPK_ENOMEM, "cpu backend: out of memory");
+    DPK_TRY(choose_isa(isa, &cpu->isa, err));
+    cpu->act_dtype = act_dtype;
+    cpu->k = dpk_kernels_get(cpu->isa);
+    cpu->l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
+    cpu->l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
+    cpu->l3_bytes = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20);
+    DPK_TRY(dpk_pool_create(&cpu->pool, n_threads ? n_threads : count_cores(), err));
+    int n = dpk_pool_workers(cpu->pool);
+    snprintf(cpu->detail, sizeof cpu->detail, "%s, %d thread%s", dpk_isa_name(cpu->isa), n,
+             n == 1 ? "" : "s");
+    cpu->base = (struct dpk_backend){
+        .name = "cpu",
+        .detail = cpu->detail,
+        .free = cpu_free,
+        .act_dtype = cpu_act_dtype,
+        .alloc = cpu_alloc,
+        .release = cpu_release,
+        .upload = cpu_copy,
+        .download = cpu_copy,
+        .attach = cpu_attach,
+        .scratch_bytes = cpu_scratch_bytes,
+        .in_place = cpu_in_place,
+        .run = cpu_run,
+    };
+    *be = &cpu->base;
+    cpu = NULL;
+done:
+    if (cpu) cpu_free(&cpu->base);
+    return rc;
+}

@@ -1,0 +1,41 @@
+/* Instruction-set levels of this machine: the processor's feature bits, and whether the system saves the registers. */
+#include "cpu.h"
+
+#include <stddef.h>
+
+static const char *const names[DPK_N_ISAS] = {"ref", "avx2", "avx512", "avx512bf16"};
+
+const char *dpk_isa_name(int isa) { return isa >= 0 && isa < DPK_N_ISAS ? names[isa] : "?"; }
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* XCR0 says which registers the system saves; readable only where it enabled OSXSAVE. */
+static uint64_t read_xcr0(void) {
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return (uint64_t)hi << 32 | lo;
+}
+
+int dpk_isa_best(void) {
+    uint32_t a, b, c, d, c1, b7, c7, d7, a71 = 0;
+    if (!__get_cpuid(1, &a, &b, &c1, &d)) return DPK_ISA_REF;
+    if (!(c1 & bit_OSXSAVE) || !(c1 & bit_AVX) || !(c1 & bit_FMA) || !(c1 & bit_F16C)) {
+        return DPK_ISA_REF;
+    }
+    if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return DPK_ISA_REF;
+    uint64_t xcr0 = read_xcr0();
+    if ((xcr0 & 0x6) != 0x6 || !(b7 & bit_AVX2)) return DPK_ISA_REF;
+    uint32_t avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    if ((xcr0 & 0xe6) != 0xe6 || (b7 & avx512) != avx512) return DPK_ISA_AVX2;
+    if (a >= 1 && __get_cpuid_count(7, 1, &a71, &b, &c, &d)) {
+        bool bf16 = a71 & 1u << 5;
+        if (bf16 && (c7 & bit_AVX512VNNI) && (c7 & bit_AVX512VBMI)) return DPK_ISA_AVX512BF16;
+    }
+    return DPK_ISA_AVX512;
+}
+#else
+int dpk_isa_best(void) { return DPK_ISA_REF; }
+#endif
+
+bool dpk_isa_available(int isa) { return isa >= DPK_ISA_REF && isa <= dpk_isa_best(); }

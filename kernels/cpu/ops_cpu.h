@@ -1,0 +1,20 @@
+/* The operators of the CPU backend: three symbols each, defined in op_<name>.c and called through the table in cpu.c.
+ *
+ *   run       do the call; operands were checked by dpk_op_shape, scratch is call->scratch
+ *   scratch   bytes of scratch that run needs (data pointers are NULL when it is asked); 0 if none
+ *   in_place  bit i set: the result may lie where input i lies (same size in bytes) */
+#ifndef DPK_OPS_CPU_H
+#define DPK_OPS_CPU_H
+
+#include "cpu.h"
+
+#include <stddef.h>
+
+#define DPK_OP(number, name, ins, wts, attrs)                                                      \
+    int dpk_cpu_run_##name(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err);      \
+    size_t dpk_cpu_scratch_##name(const struct dpk_cpu *cpu, const struct dpk_call *call);         \
+    extern const uint32_t dpk_cpu_in_place_##name;
+#include "../../formats/ops.def"
+#undef DPK_OP
+
+#endif

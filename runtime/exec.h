@@ -1,0 +1,26 @@
+/* Running the stages of a bound plan. Nothing here allocates. */
+#ifndef DPK_EXEC_H
+#define DPK_EXEC_H
+
+#include "plan.h"
+
+/* Called after each operator of a run (queued, on a device that queues). Non-zero stops the run. */
+struct dpk_exec_hook {
+    int (*after)(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op);
+    void *arg;
+};
+
+/* Give input number `input` of a stage: values[v].bytes of host memory. Row numbers are checked
+ * first. Errors: DPK_EARG (a number outside its table: says which), DPK_EBACKEND. */
+int dpk_exec_give(const struct dpk_plan *plan, uint32_t stage, uint32_t input, const void *data,
+                  dpk_error *err);
+
+/* Run all operators of a stage once. hook may be NULL. Errors: DPK_ECANCELLED, DPK_EBACKEND. */
+int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_exec_hook *hook,
+                 dpk_error *err);
+
+/* Fetch value number `value` of a stage after a run: values[v].bytes. Errors: DPK_EBACKEND. */
+int dpk_exec_take(const struct dpk_plan *plan, uint32_t stage, uint32_t value, void *data,
+                  dpk_error *err);
+
+#endif

@@ -1,0 +1,114 @@
+/* Plans: programs with all shapes known, every value at its place in one arena.
+ *
+ * A plan is a row of stages, each a program of the file with the shapes of its inputs, run in order
+ * (a stage may run many times before the next one begins). A stage can take values from an earlier
+ * one: its inputs that bear the name of an output there. Everything else is given by the host.
+ *
+ *     time   | text ........ | setup ......... | step (again and again) | decode ....... |
+ *     arena  | values of text share their bytes with values of later stages              |
+ *            |               | outputs of setup: kept until step's end  |                |
+ *
+ * Time is counted in operators. A value lives from the operator that makes it to the last that
+ * reads it: an input of the host from the beginning of its stage, an output to the end of its stage,
+ * a value that a later stage takes to that stage's end. Scratch lives for one operator. Where the
+ * backend can, a result takes over the bytes of an operand that dies. Values whose times do not
+ * meet may share bytes; so host inputs must be given again before every run of a stage. */
+#ifndef DPK_PLAN_H
+#define DPK_PLAN_H
+
+#include "../kernels/backend.h"
+
+enum { DPK_PLAN_MAX_STAGES = 4 };
+
+/* Bytes that are in use from time `first` to time `last`. */
+struct dpk_plan_block {
+    uint64_t bytes; /* multiple of DPK_ALIGN */
+    uint64_t offset;
+    uint32_t first, last;
+};
+
+struct dpk_plan_value {
+    struct dpk_shape shape;
+    int32_t dtype;
+    uint64_t bytes;  /* exact */
+    uint32_t block;  /* whose offset is the value's */
+    bool from_stage; /* an input that an earlier stage makes */
+};
+
+/* An operator that picks rows by number: values of input `input` must be 0 .. limit-1. */
+struct dpk_plan_check {
+    uint32_t input;
+    int32_t limit;
+};
+
+struct dpk_plan_stage {
+    const struct dpk_program *program;
+    uint32_t begin;                /* time of its host inputs; operator i runs at begin + 1 + i */
+    uint32_t end;                  /* time when its outputs are fetched */
+    int from;                      /* stage that it takes inputs from, or -1 */
+    struct dpk_plan_value *values; /* [n_inputs + n_ops] */
+    struct dpk_call *calls;        /* [n_ops] */
+    uint32_t *scratch;             /* [n_ops] block, or DPK_NONE */
+    uint64_t *scratch_bytes;       /* [n_ops] */
+    struct dpk_plan_check *checks; /* [n_checks] */
+    uint32_t n_checks;
+    struct dpk_cost *costs; /* [n_ops] */
+    double work;            /* an estimate of time, to share a progress bar by */
+};
+
+struct dpk_plan {
+    struct dpk_backend *backend;
+    const struct dpk_file *file;
+    int32_t act_dtype;
+    uint32_t n_stages;
+    struct dpk_plan_stage stages[DPK_PLAN_MAX_STAGES];
+    struct dpk_plan_block *blocks;
+    uint32_t n_blocks, cap_blocks;
+    uint64_t arena_bytes; /* after dpk_plan_place: exactly what runs use */
+    void *arena;          /* after dpk_plan_bind */
+    uint64_t live_bytes;  /* most bytes alive at one time: no plan can need less */
+};
+
+/* The shape of an input that the host gives. */
+struct dpk_plan_input {
+    const char *name;
+    struct dpk_shape shape;
+};
+
+/* An empty plan. act_dtype: DPK_F32 or DPK_BF16. backend and file are borrowed. */
+void dpk_plan_init(struct dpk_plan *plan, struct dpk_backend *backend, const struct dpk_file *file,
+                   int32_t act_dtype);
+void dpk_plan_free(struct dpk_plan *plan); /* also of a zeroed struct */
+
+/* Add a stage: find all its shapes. from: the stage whose outputs it takes by name, or -1. Every
+ * other input must be in `inputs` (extra ones are ignored). *stage gets its number.
+ * Errors: DPK_EFORMAT (no such program, a shape rule broken, types differ), DPK_EARG (an input
+ * missing, of wrong rank or size), DPK_ENOMEM. */
+int dpk_plan_add(struct dpk_plan *plan, const char *program, const struct dpk_plan_input *inputs,
+                 size_t n_inputs, int from, uint32_t *stage, dpk_error *err);
+
+/* After the last stage: find lifetimes, give every block its offset. */
+int dpk_plan_place(struct dpk_plan *plan, dpk_error *err);
+
+/* Point every call into an arena of arena_bytes, 64-byte aligned, of the plan's backend. */
+void dpk_plan_bind(struct dpk_plan *plan, void *arena);
+
+/* Offsets for blocks so that no two share bytes at one time; *total gets the end of the last.
+ * Errors: DPK_ENOMEM. */
+int dpk_plan_place_blocks(struct dpk_plan_block *blocks, uint32_t n, uint64_t *total,
+                          dpk_error *err);
+
+/* Number of the input or output of this name in the stage, or DPK_NONE. */
+uint32_t dpk_plan_find_input(const struct dpk_plan_stage *stage, const struct dpk_file *file,
+                             const char *name);
+uint32_t dpk_plan_find_output(const struct dpk_plan_stage *stage, const struct dpk_file *file,
+                              const char *name);
+
+/* The type that activations have with this backend and file: decided by the type that most of the
+ * file's float matrices (by bytes) have. */
+int32_t dpk_plan_act_dtype(const struct dpk_backend *backend, const struct dpk_file *file);
+
+/* "[2,77,768]" into out (at least 64 bytes); returns out. */
+char *dpk_plan_shape_text(const struct dpk_shape *shape, char *out, size_t size);
+
+#endif

@@ -1,0 +1,283 @@
+/* Every component against Hugging Face's numbers: text, denoise, decode, encode of each model, in
+ * float32 (1e-4 relative L2) and bfloat16 (2e-2, and never worse than PyTorch's own bfloat16, whose
+ * errors on the same cases oracle_bf16.py measured). */
+#include "support_golden.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+struct model {
+    const char *name, *source, *golden;
+    int second_encoder;
+    const char *maps[5];    /* denoiser cases */
+    const char *decodes[3]; /* decoder cases */
+    const char *encodes[3];
+    int channels; /* of the denoiser's output that are used; 0: all */
+    /* PyTorch's own bfloat16: the largest error over the cases of each component */
+    double torch_context, torch_pooled, torch_denoise, torch_decode, torch_encode;
+};
+
+static const struct model models[] = {
+    {"tiny-sdxl",
+     "tests/data/tiny-sdxl",
+     "tests/data/golden/tiny-sdxl.safetensors",
+     1,
+     {"a", "b", "c", "odd"},
+     {"square", "wide"},
+     {"square", "tall"},
+     0,
+     0.0099,
+     0.0157,
+     0.0413,
+     0.0112,
+     0.0286},
+};
+
+enum { N_MODELS = sizeof models / sizeof *models };
+
+/* One file at one precision. */
+struct precision {
+    const char *dtype;
+    double limit; /* of relative L2; torch's own error is allowed where it is larger */
+    int torch;
+};
+static const struct precision precisions[] = {
+    {"f32", 1e-4, 0}, {"bf16", 2e-2, 1}, {"f16", 2e-2, 1}};
+
+static double limit_of(const struct precision *p, double torch) {
+    return p->torch && torch > p->limit ? torch : p->limit;
+}
+
+static const dpk_array *output(const dpk_arrays *out, const char *name) {
+    for (size_t i = 0; i < out->n; i++)
+        if (strcmp(out->at[i].name, name) == 0) return &out->at[i];
+    fail_msg("no output %s", name);
+    return NULL;
+}
+
+/* Compare one output with a golden array; keep_c: channels of the golden that count, 0 for all. */
+static void compare(const char *what, const dpk_arrays *out, const char *name,
+                    const dpk_array *want, int keep_c, double limit) {
+    const dpk_array *got = output(out, name);
+    size_t n = golden_count(want), c = (size_t)want->dim[want->rank - 1];
+    float *kept = want->data;
+    if (keep_c > 0 && (size_t)keep_c < c) {
+        size_t rows = n / c;
+        kept = malloc(rows * (size_t)keep_c * sizeof *kept);
+        assert_non_null(kept);
+        for (size_t i = 0; i < rows; i++)
+            memcpy(kept + i * (size_t)keep_c, (float *)want->data + i * c,
+                   (size_t)keep_c * sizeof *kept);
+        n = rows * (size_t)keep_c;
+    }
+    assert_int_equal(golden_count(got), n);
+    double error = golden_relative(got->data, kept, n);
+    printf("%s %s: %.2e (limit %.2e)\n", what, name, error, limit);
+    if (kept != want->data) free(kept);
+    if (!(error <= limit)) fail_msg("%s %s: %g over %g", what, name, error, limit);
+}
+
+static void run(dpk_session *s, const char *component, const dpk_array *in, size_t n,
+                dpk_arrays **out) {
+    dpk_error err;
+    if (dpk_session_run(s, component, in, n, out, &err) != DPK_OK) fail_msg("%s", err.msg);
+}
+
+static void check_text(const struct model *m, const struct precision *p, dpk_session *s,
+                       struct dpk_tensors *g) {
+    dpk_array in[3];
+    size_t n = 0;
+    dpk_arrays *out = NULL;
+    in[n++] = golden_array(g, "text.ids", -1, 0);
+    in[0].name = "ids";
+    if (m->second_encoder) in[n] = golden_array(g, "text.ids_2", -1, 0), in[n++].name = "ids_2";
+    if (golden_has(g, "text.mask"))
+        in[n] = golden_array(g, "text.mask", -1, 0), in[n++].name = "mask";
+    run(s, "text", in, n, &out);
+    dpk_array want = golden_array(g, "text.embeds", -1, 0);
+    compare(m->name, out, "context", &want, 0, limit_of(p, m->torch_context));
+    golden_free(&want);
+    if (golden_has(g, "text.pooled")) {
+        want = golden_array(g, "text.pooled", -1, 0);
+        compare(m->name, out, "pooled", &want, 0, limit_of(p, m->torch_pooled));
+        golden_free(&want);
+    }
+    for (size_t i = 0; i < n; i++) golden_free(&in[i]);
+    dpk_arrays_free(out);
+}
+
+static void check_denoise(const struct model *m, const struct precision *p, dpk_session *s,
+                          struct dpk_tensors *g) {
+    static const char *const names[] = {"sample",   "timesteps",  "context",      "pooled",
+                                        "time_ids", "resolution", "aspect_ratio", "mask"};
+    for (int c = 0; c < 5 && m->maps[c]; c++) {
+        char name[64], what[64];
+        snprintf(name, sizeof name, "net.%s.out", m->maps[c]);
+        for (int t = 0; t < 3; t++) {
+            dpk_array in[8], want = golden_array(g, name, t, 1);
+            size_t n = 0;
+            dpk_arrays *out = NULL;
+            for (size_t i = 0; i < 8; i++) {
+                char key[64];
+                snprintf(key, sizeof key, "net.%s.%s", m->maps[c], names[i]);
+                if (!golden_has(g, key)) continue;
+                in[n] = golden_array(g, key, strcmp(names[i], "timesteps") == 0 ? t : -1, 1);
+                in[n++].name = i == 0 ? "latent" : i == 1 ? "timestep" : names[i];
+            }
+            run(s, "denoise", in, n, &out);
+            snprintf(what, sizeof what, "%s %s denoise %s t%d", m->name, p->dtype, m->maps[c], t);
+            compare(what, out, "noise", &want, m->channels, limit_of(p, m->torch_denoise));
+            for (size_t i = 0; i < n; i++) golden_free(&in[i]);
+            golden_free(&want);
+            dpk_arrays_free(out);
+        }
+    }
+}
+
+static void check_vae(const struct model *m, const struct precision *p, dpk_session *s,
+                      struct dpk_tensors *g) {
+    char key[64], what[64];
+    for (int c = 0; c < 3 && m->decodes[c]; c++) {
+        snprintf(what, sizeof what, "%s %s decode %s", m->name, p->dtype, m->decodes[c]);
+        snprintf(key, sizeof key, "vae.decode.%s.latent", m->decodes[c]);
+        dpk_array in = golden_array(g, key, -1, 1);
+        in.name = "latent";
+        snprintf(key, sizeof key, "vae.decode.%s.image", m->decodes[c]);
+        dpk_array want = golden_array(g, key, -1, 1);
+        dpk_arrays *out = NULL;
+        run(s, "decode", &in, 1, &out);
+        compare(what, out, "image", &want, 0, limit_of(p, m->torch_decode));
+        golden_free(&in), golden_free(&want), dpk_arrays_free(out);
+    }
+    for (int c = 0; c < 3 && m->encodes[c]; c++) {
+        snprintf(what, sizeof what, "%s %s encode %s", m->name, p->dtype, m->encodes[c]);
+        snprintf(key, sizeof key, "vae.encode.%s.image", m->encodes[c]);
+        dpk_array in = golden_array(g, key, -1, 1);
+        in.name = "image";
+        dpk_arrays *out = NULL;
+        run(s, "encode", &in, 1, &out);
+        for (int i = 0; i < 2; i++) {
+            const char *part = i ? "logvar" : "mean";
+            snprintf(key, sizeof key, "vae.encode.%s.%s", m->encodes[c], part);
+            dpk_array want = golden_array(g, key, -1, 1);
+            compare(what, out, part, &want, 0, limit_of(p, m->torch_encode));
+            golden_free(&want);
+        }
+        golden_free(&in), dpk_arrays_free(out);
+    }
+}
+
+static void check_model(const struct model *m, const struct precision *p) {
+    dpk_error err;
+    char name[64], options[64];
+    struct dpk_tensors *g = NULL;
+    dpk_session *s = NULL;
+    snprintf(name, sizeof name, "%s-%s", m->name, p->dtype);
+    snprintf(options, sizeof options, "--dtype %s", p->dtype);
+    dpk_model *model = golden_model(name, m->source, options);
+    if (dpk_tensors_open_file(&g, m->golden, &err)) fail_msg("%s", err.msg);
+    if (dpk_session_create(&s, model, NULL, &err)) fail_msg("%s", err.msg);
+    if (golden_has(g, "text.ids")) check_text(m, p, s, g);
+    check_denoise(m, p, s, g);
+    check_vae(m, p, s, g);
+    dpk_session_free(s);
+    dpk_model_free(model);
+    dpk_tensors_close(g);
+}
+
+static void test_components_f32(void **state) {
+    (void)state;
+    for (int i = 0; i < N_MODELS; i++) check_model(&models[i], &precisions[0]);
+}
+
+static void test_components_bf16(void **state) {
+    (void)state;
+    for (int i = 0; i < N_MODELS; i++) check_model(&models[i], &precisions[1]);
+}
+
+static void test_components_f16(void **state) {
+    (void)state;
+    for (int i = 0; i < N_MODELS; i++) check_model(&models[i], &precisions[2]);
+}
+
+/* The trained sample model: its goldens have names of their own. */
+static void check_shapes(const struct precision *p) {
+    static const double torch_denoise = 0.0240;
+    dpk_error err;
+    char name[64], key[64], what[64];
+    struct dpk_tensors *g = NULL;
+    dpk_session *s = NULL;
+    dpk_arrays *out = NULL;
+    snprintf(name, sizeof name, "shapes-xl-%s", p->dtype);
+    snprintf(key, sizeof key, "--dtype %s", p->dtype);
+    dpk_model *model = golden_model(name, "models/shapes-xl", key);
+    if (dpk_tensors_open_file(&g, "tests/data/shapes-xl-golden/main.safetensors", &err))
+        fail_msg("%s", err.msg);
+    if (dpk_session_create(&s, model, NULL, &err)) fail_msg("%s", err.msg);
+
+    dpk_array ids[2] = {golden_array(g, "input_ids", -1, 0), golden_array(g, "input_ids_2", -1, 0)};
+    ids[0].name = "ids", ids[1].name = "ids_2";
+    dpk_array context = golden_array(g, "prompt_embeds", -1, 0);
+    dpk_array pooled = golden_array(g, "pooled_prompt_embeds", -1, 0);
+    run(s, "text", ids, 2, &out);
+    compare("shapes-xl", out, "context", &context, 0, p->limit);
+    compare("shapes-xl", out, "pooled", &pooled, 0, p->limit);
+    dpk_arrays_free(out);
+    golden_free(&ids[0]), golden_free(&ids[1]), golden_free(&context), golden_free(&pooled);
+
+    static const int steps[] = {0, 10, 19};
+    for (int i = 0; i < 6; i++) {
+        int step = steps[i / 2], cond = i % 2 == 0;
+        dpk_array in[5];
+        snprintf(key, sizeof key, "unet_in.%d", step);
+        in[0] = golden_array(g, key, -1, 1), in[0].name = "latent";
+        in[1] = golden_array(g, "timesteps", step, 0), in[1].name = "timestep";
+        in[2] = golden_array(g, cond ? "prompt_embeds" : "negative_prompt_embeds", -1, 0);
+        in[3] =
+            golden_array(g, cond ? "pooled_prompt_embeds" : "negative_pooled_prompt_embeds", -1, 0);
+        in[4] = golden_array(g, "time_ids", -1, 0);
+        in[2].name = "context", in[3].name = "pooled", in[4].name = "time_ids";
+        snprintf(key, sizeof key, "unet_out_%s.%d", cond ? "cond" : "uncond", step);
+        snprintf(what, sizeof what, "shapes-xl %s %s", p->dtype, key);
+        dpk_array want = golden_array(g, key, -1, 1);
+        run(s, "denoise", in, 5, &out);
+        compare(what, out, "noise", &want, 0, limit_of(p, torch_denoise));
+        for (int j = 0; j < 5; j++) golden_free(&in[j]);
+        golden_free(&want), dpk_arrays_free(out);
+    }
+
+    dpk_array latent = golden_array(g, "latents_final", -1, 1);
+    dpk_array image = golden_array(g, "decoded", -1, 1);
+    latent.name = "latent";
+    run(s, "decode", &latent, 1, &out);
+    compare("shapes-xl", out, "image", &image, 0, p->limit);
+    golden_free(&latent), golden_free(&image), dpk_arrays_free(out);
+    dpk_session_free(s);
+    dpk_model_free(model);
+    dpk_tensors_close(g);
+}
+
+static void test_shapes_f32(void **state) {
+    (void)state;
+    check_shapes(&precisions[0]);
+}
+
+static void test_shapes_bf16(void **state) {
+    (void)state;
+    check_shapes(&precisions[1]);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_components_f32), cmocka_unit_test(test_components_bf16),
+        cmocka_unit_test(test_components_f16), cmocka_unit_test(test_shapes_f32),
+        cmocka_unit_test(test_shapes_bf16),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

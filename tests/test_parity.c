@@ -210,7 +210,7 @@ static void test_components_f16(void **state) {
 static void check_shapes(const struct precision *p) {
     static const double torch_denoise = 0.0240;
     dpk_error err;
-    char name[64], key[64], what[64];
+    char name[64], key[64], what[128];
     struct dpk_tensors *g = NULL;
     dpk_session *s = NULL;
     dpk_arrays *out = NULL;

@@ -154,7 +154,7 @@ static double picture_difference(const char *file, const uint8_t *rgb, uint32_t 
     dpk_error err;
     struct dpk_png png = {0};
     double sum = 0;
-    if (dpk_png_read(&png, file, &err) != DPK_OK) fail_msg("%s", err.msg);
+    if (dpk_png_read(&png, file, 1u << 24, &err) != DPK_OK) fail_msg("%s", err.msg);
     assert_int_equal(png.width, w);
     assert_int_equal(png.height, h);
     size_t n = (size_t)w * h * 3;

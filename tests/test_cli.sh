@@ -1,0 +1,142 @@
+#!/bin/sh
+# The three programs from the outside: what a user types, right and wrong.
+# Every failure must be one line on standard error, exit status 1 (2 for wrong usage), and leave no file.
+set -u
+build=${BUILD:-build}
+bin=$build/bin
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/diffpak-cli.XXXXXX")
+trap 'rm -rf "$tmp"' EXIT
+passed=0 failed=0
+ok() { passed=$((passed + 1)); echo "ok: $1"; }
+bad() { failed=$((failed + 1)); echo "ERROR: $1"; }
+
+# fails STATUS PATTERN COMMAND...: exit status, one line, text
+fails() {
+    want=$1 pattern=$2; shift 2
+    "$@" >"$tmp/out" 2>"$tmp/err"; got=$?
+    lines=$(wc -l <"$tmp/err")
+    if [ "$got" -ne "$want" ]; then bad "$*: exit status $got, want $want: $(head -n 2 "$tmp/err")"
+    elif [ "$want" -eq 1 ] && [ "$lines" -ne 1 ]; then bad "$*: $lines lines of error: $(cat "$tmp/err")"
+    elif ! grep -qiE -- "$pattern" "$tmp/err"; then bad "$*: no '$pattern' in: $(cat "$tmp/err")"
+    else ok "$(head -n 1 "$tmp/err" | cut -c1-150)"; fi
+}
+works() {
+    if "$@" >"$tmp/out" 2>"$tmp/err"; then ok "$(echo "$*" | cut -c1-120)"
+    else bad "$*: exit status $?: $(head -n 3 "$tmp/err")"; fi
+}
+absent() { if [ -e "$1" ] || ls "$1".* >/dev/null 2>&1; then bad "$1 was left behind"; else ok "no $(basename "$1") left"; fi; }
+
+model=$tmp/model.dpk
+works "$bin/diffpak-convert" models/shapes-xl -o "$model"
+works "$bin/diffpak" verify "$model"
+works "$bin/diffpak" inspect "$model" --width 128 --height 128 --batch 2
+works "$bin/diffpak" inspect "$model" --json --tensors
+python3 -m json.tool "$tmp/out" >/dev/null && ok "inspect --json is JSON" || bad "inspect --json"
+works "$bin/diffpak" generate "$model" -p "a red circle on a white background" -o "$tmp/a.png" --steps 2 --seed 3
+works "$bin/diffpak" generate "$model" -p "a red circle" -p "a blue star" --batch 1 -n "" -o "$tmp/b.png" --steps 1 --width 96 --height 64 --threads 1 --trace "$tmp/trace"
+[ -s "$tmp/b_0.png" ] && [ -s "$tmp/b_1.png" ] && ok "two prompts, two pictures" || bad "b_0.png, b_1.png are missing"
+[ -s "$tmp/trace/latent_001.npy" ] && [ -s "$tmp/trace/context.npy" ] && [ -s "$tmp/trace/image.npy" ] && ok "trace is there" || bad "trace: $(ls "$tmp/trace")"
+works "$bin/diffpak" generate "$model" -p "a red circle on a white background" -o "$tmp/c.png" --steps 2 --seed 3
+cmp -s "$tmp/a.png" "$tmp/c.png" && ok "the same run gives the same file" || bad "two equal runs differ"
+works "$bin/diffpak" bench "$model" --program step --width 64 --height 64 --repeat 1 --json
+python3 -m json.tool "$tmp/out" >/dev/null && ok "bench --json is JSON" || bad "bench --json"
+
+# what the pictures say about themselves
+python3 - "$tmp/a.png" <<'E2' && ok "text chunks of the picture" || bad "text chunks of the picture"
+import struct, sys
+data = open(sys.argv[1], "rb").read()
+keys, at = set(), 8
+while at < len(data):
+    n, kind = struct.unpack(">I4s", data[at:at + 8])
+    if kind in (b"tEXt", b"iTXt"):
+        keys.add(data[at + 8:at + 8 + n].split(b"\0")[0].decode())
+    at += 12 + n
+want = {"prompt", "seed", "steps", "guidance", "scheduler", "model"}
+sys.exit(0 if want <= keys else print("missing", want - keys) or 1)
+E2
+
+# numbers against the goldens
+works "$bin/diffpak" schedule "$model" --steps 30 --json
+python3 - "$tmp/out" <<'E2' && ok "30 Euler steps" || bad "30 Euler steps"
+import json, sys
+s = json.load(open(sys.argv[1]))
+assert s["timesteps"][:2] == [958, 925] and s["timesteps"][-1] == 1 and len(s["timesteps"]) == 30
+want = {0: 11.47685, 1: 9.543585, 29: 0.04131448, 30: 0.0}
+assert all(abs(s["sigmas"][i] - v) <= 1e-6 * max(1, v) for i, v in want.items()), s["sigmas"]
+assert abs(s["init_noise_sigma"] - 11.520333) < 1e-5
+E2
+works "$bin/diffpak" noise --seed 0 --shape 1,4,128,128 -o "$tmp/n.npy"
+python3 - "$tmp/n.npy" <<'E2' && ok "noise of seed 0" || bad "noise of seed 0"
+import struct, sys
+data = open(sys.argv[1], "rb").read()
+values = struct.unpack("<65536f", data[-65536 * 4:])
+want = [-1.1258398, -1.1523602, -0.2505786, -0.4338788, 0.8487104, 0.6920092, -0.3160128, -2.1152194]
+assert all(abs(a - b) < 5e-7 for a, b in zip(values, want)) and abs(values[-1] + 1.4578041) < 5e-7
+E2
+works "$bin/diffpak" tokens "$model" "a large red circle on a blue background" --json
+python3 -m json.tool "$tmp/out" >/dev/null && ok "tokens --json is JSON" || bad "tokens --json"
+
+# wrong usage
+fails 2 "unknown option.*--bogus|--bogus" "$bin/diffpak" generate "$model" --bogus
+fails 2 "bogus" "$bin/diffpak" bogus
+fails 2 "bogus" "$bin/diffpak-convert" models/shapes-xl -o "$tmp/x.dpk" --bogus
+fails 2 "dtype" "$bin/diffpak-convert" models/shapes-xl -o "$tmp/x.dpk" --dtype f8
+fails 2 "." "$bin/diffpak-convert"
+fails 2 "." "$bin/diffpak"
+
+# bad sources
+mkdir "$tmp/empty"
+fails 1 "model_index.json" "$bin/diffpak-convert" "$tmp/empty" -o "$tmp/x.dpk"
+fails 1 "nowhere" "$bin/diffpak-convert" "$tmp/nowhere" -o "$tmp/x.dpk"
+cp -r models/shapes-xl "$tmp/broken" && rm "$tmp/broken/unet/diffusion_pytorch_model.safetensors"
+fails 1 "unet" "$bin/diffpak-convert" "$tmp/broken" -o "$tmp/x.dpk"
+rm -rf "$tmp/broken/unet"
+fails 1 "unet" "$bin/diffpak-convert" "$tmp/broken" -o "$tmp/x.dpk"
+rm -rf "$tmp/broken" && cp -r models/shapes-xl "$tmp/broken"
+sed -i 's/"UNet2DConditionModel"/"UNet3DConditionModel"/' "$tmp/broken/model_index.json" "$tmp/broken/unet/config.json"
+fails 1 "UNet3DConditionModel.*UNet2DConditionModel" "$bin/diffpak-convert" "$tmp/broken" -o "$tmp/x.dpk"
+cp models/shapes-xl/model_index.json "$tmp/broken/" && cp models/shapes-xl/unet/config.json "$tmp/broken/unet/"
+sed -i 's/StableDiffusionXLPipeline/FluxPipeline/' "$tmp/broken/model_index.json"
+fails 1 "FluxPipeline.*StableDiffusionXLPipeline" "$bin/diffpak-convert" "$tmp/broken" -o "$tmp/x.dpk"
+cp models/shapes-xl/model_index.json "$tmp/broken/"
+# one weight to NaN: the last two bytes of the last tensor of an fp16 file
+python3 - "$tmp/broken/unet/diffusion_pytorch_model.safetensors" <<'E2'
+import sys
+with open(sys.argv[1], "r+b") as f:
+    f.seek(-2, 2)
+    f.write(b"\x00\x7e")
+E2
+fails 1 "nan" "$bin/diffpak-convert" "$tmp/broken" -o "$tmp/x.dpk"
+absent "$tmp/x.dpk"
+
+# bad requests
+fails 1 "UTF-8" "$bin/diffpak" generate "$model" -p "$(printf 'a \377 circle')" -o "$tmp/x.png"
+fails 1 "width.*100|100.*width" "$bin/diffpak" generate "$model" -p "a circle" --width 100 -o "$tmp/x.png"
+fails 1 "scheduler.*warp|warp" "$bin/diffpak" generate "$model" -p "a circle" --scheduler warp -o "$tmp/x.png"
+fails 1 "no/such" "$bin/diffpak" generate "$model" -p "a circle" --steps 1 -o "$tmp/no/such/x.png"
+fails 1 "no-model" "$bin/diffpak" generate "$tmp/no-model.dpk" -p "a circle" -o "$tmp/x.png"
+fails 1 "." env DPK_ISA=warp "$bin/diffpak" generate "$model" -p "a circle" --steps 1 -o "$tmp/x.png"
+absent "$tmp/x.png"
+
+# a full disk: the file size limit stands in for it
+(trap '' XFSZ; ulimit -f 2000; "$bin/diffpak-convert" models/shapes-xl -o "$tmp/full.dpk" >"$tmp/out" 2>"$tmp/err")
+[ $? -eq 1 ] && [ "$(wc -l <"$tmp/err")" -eq 1 ] && ok "$(cat "$tmp/err" | cut -c1-150)" || bad "full disk: $(cat "$tmp/err")"
+absent "$tmp/full.dpk"
+
+# damaged files
+head -c 100000 "$model" >"$tmp/cut.dpk"
+fails 1 "cut.dpk" "$bin/diffpak" verify "$tmp/cut.dpk"
+cp "$model" "$tmp/flip.dpk"
+python3 - "$tmp/flip.dpk" <<'E2'
+import os, sys
+with open(sys.argv[1], "r+b") as f:
+    at = os.path.getsize(sys.argv[1]) - 5000
+    f.seek(at)
+    b = f.read(1)[0]
+    f.seek(at)
+    f.write(bytes([b ^ 16]))
+E2
+fails 1 "tensor|weights" "$bin/diffpak" verify "$tmp/flip.dpk"
+
+echo "[  PASSED  ] $passed test(s)."
+[ "$failed" -eq 0 ] || { echo "[  FAILED  ] $failed test(s)"; exit 1; }

@@ -1,7 +1,8 @@
 /* Errors: one struct, owned by the caller, filled once at the place that failed.
  *
- * Every call that can fail returns a status (DPK_OK or a code) and takes a `dpk_error *`, which may be NULL when the
- * caller does not want the text. The message is one line: what failed, which object, what was found, what was wanted. */
+ * Every call that can fail returns a status (DPK_OK or a code) and takes a `dpk_error *`, which may
+ * be NULL when the caller does not want the text. The message is one line: what failed, which
+ * object, what was found, what was wanted. */
 #ifndef DPK_ERROR_H
 #define DPK_ERROR_H
 

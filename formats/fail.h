@@ -13,18 +13,19 @@
 #include "dpk_error.h"
 
 /* Fill `err` (may be NULL); returns `code`. A message longer than the buffer is cut. */
-int dpk_error_set(dpk_error *err, int code, const char *format, ...) __attribute__((format(printf, 3, 4)));
+int dpk_error_set(dpk_error *err, int code, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
 
-#define DPK_FAIL(err, code, ...)                                                                                       \
-    do {                                                                                                               \
-        rc = dpk_error_set((err), (code), __VA_ARGS__);                                                                \
-        goto done;                                                                                                     \
+#define DPK_FAIL(err, code, ...)                                                                   \
+    do {                                                                                           \
+        rc = dpk_error_set((err), (code), __VA_ARGS__);                                            \
+        goto done;                                                                                 \
     } while (0)
 
-#define DPK_TRY(call)                                                                                                  \
-    do {                                                                                                               \
-        rc = (call);                                                                                                   \
-        if (rc != DPK_OK) goto done;                                                                                   \
+#define DPK_TRY(call)                                                                              \
+    do {                                                                                           \
+        rc = (call);                                                                               \
+        if (rc != DPK_OK) goto done;                                                               \
     } while (0)
 
 #endif

@@ -1,11 +1,13 @@
-/* The operator table in C: records as they stand in the file, names and types of operands, shape rules, cost.
- * Everything here is derived from ops.def, except the shape rules and costs, which are functions of ops_shape.c. */
+/* The operator table in C: records as they stand in the file, names and types of operands, shape
+ * rules, cost. Everything here is derived from ops.def, except the rules that ops.def states in
+ * words and the costs, which are functions of ops_check.c, ops_shape.c and ops_cost.c. */
 #ifndef DPK_OPS_H
 #define DPK_OPS_H
 
 #include "dpk_error.h"
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum {
@@ -26,7 +28,8 @@ enum dpk_dtype {
     DPK_I32 = 6,
 };
 
-/* Type class of a value. ACT is what the backend chooses for the file (float32 or bfloat16). The values stand in the file. */
+/* Type class of a value. ACT is what the backend chooses for the file (float32 or bfloat16). The
+ * values stand in the file. */
 enum dpk_value_type {
     DPK_VALUE_ACT = 1,
     DPK_VALUE_F32 = 2,
@@ -36,10 +39,11 @@ enum dpk_value_type {
 
 /* Layout of a weight. The values stand in the file.
  *   RAW        row-major
- *   PANEL      [ceil(N/16)][K'/g][16][g]: 16 rows, groups of g adjacent k; g = 1 f32, 2 bf16 and f16, 4 s8, 8 s4.
- *              K' = taps * roundup(C, g) for a convolution [N,kh,kw,C] (taps = kh*kw), roundup(K, g) for a linear; zero padded
- *   PANEL_GLU  as PANEL of the 2F rows in the order 8 value rows, 8 gate rows, 8 value rows, ...: panel p holds values
- *              8p..8p+7 and then gates 8p..8p+7 (zero rows from F on)
+ *   PANEL      [ceil(N/16)][K'/g][16][g]: 16 rows, groups of g adjacent k; g = 1 f32, 2 bf16 and
+ *              f16, 4 s8, 8 s4. K' = taps * roundup(C, g) for a convolution [N,kh,kw,C]
+ *              (taps = kh*kw), roundup(K, g) for a linear; zero padded
+ *   PANEL_GLU  as PANEL of the 2F rows in the order 8 value rows, 8 gate rows, 8 value rows, ...:
+ *              panel p holds values 8p..8p+7 and then gates 8p..8p+7 (zero rows from F on)
  *   VEC        float32 [n], in the file RAW with rank 1 and dtype F32; operand rule only */
 enum dpk_layout {
     DPK_LAYOUT_RAW = 0,
@@ -64,14 +68,15 @@ enum dpk_opcode {
     DPK_N_OPCODES
 };
 
-/* Attributes of each operator: `struct dpk_linear_attrs { int32_t act; int32_t glu; ... }`. */
+/* Attributes of each operator: `struct dpk_linear_attrs { int32_t act; int32_t glu; ... }`. They
+ * are another view of dpk_op.attr, hence may_alias. */
 #define A_INT(name) int32_t name;
 #define A_BOOL(name) int32_t name;
 #define A_ACT(name) int32_t name;
 #define A_FLOAT(name) float name;
-#define DPK_OP(number, name, ins, wts, attrs)                                                                          \
-    struct dpk_##name##_attrs {                                                                                        \
-        attrs int32_t end_;                                                                                            \
+#define DPK_OP(number, name, ins, wts, attrs)                                                      \
+    struct __attribute__((may_alias)) dpk_##name##_attrs {                                         \
+        attrs int32_t end_;                                                                        \
     };
 #include "ops.def"
 #undef DPK_OP
@@ -80,17 +85,18 @@ enum dpk_opcode {
 #undef A_ACT
 #undef A_FLOAT
 
-/* Operand positions: DPK_linear_x, DPK_linear_x2, ...; weights: DPK_linear_w, ... (positions in dpk_op.in and dpk_op.wt). */
+/* Positions of operands in dpk_op.in and of weights in dpk_op.wt: DPK_IN(linear, x2), and
+ * DPK_WT(linear, b). */
 #define IN(name, type) int name;
 #define IN_OPT(name, type) int name;
 #define WT(name, layout) int name;
 #define WT_OPT(name, layout) int name;
-#define DPK_OP(number, name, ins, wts, attrs)                                                                          \
-    struct dpk_##name##_in_positions {                                                                                 \
-        ins int end_;                                                                                                  \
-    };                                                                                                                 \
-    struct dpk_##name##_wt_positions {                                                                                 \
-        wts int end_;                                                                                                  \
+#define DPK_OP(number, name, ins, wts, attrs)                                                      \
+    struct dpk_##name##_in_positions {                                                             \
+        ins int end_;                                                                              \
+    };                                                                                             \
+    struct dpk_##name##_wt_positions {                                                             \
+        wts int end_;                                                                              \
     };
 #include "ops.def"
 #undef DPK_OP
@@ -101,7 +107,8 @@ enum dpk_opcode {
 #define DPK_IN(op, operand) (offsetof(struct dpk_##op##_in_positions, operand) / sizeof(int))
 #define DPK_WT(op, operand) (offsetof(struct dpk_##op##_wt_positions, operand) / sizeof(int))
 
-/* One operator as it stands in the file: 128 bytes, little-endian. It makes value number n_inputs + (its own index). */
+/* One operator as it stands in the file: 128 bytes, little-endian. It makes value number
+ * n_inputs + (its own index). */
 struct dpk_op {
     uint32_t opcode;
     uint32_t name;           /* string offset: the source layer, "" if it has none */
@@ -137,30 +144,42 @@ struct dpk_op_info {
 /* NULL for an unknown opcode. */
 const struct dpk_op_info *dpk_op_info_get(uint32_t opcode);
 
-/* A shape: rank 1..4, every dimension at least 1, product of dimensions below 2^40. */
+/* A shape: rank 1..4, every dimension at least 1, product of dimensions below 2^40. Dimensions from
+ * rank on are not looked at, and are 0 in shapes made here. */
+#define DPK_MAX_COUNT ((int64_t)1 << 40)
 struct dpk_shape {
     int32_t rank;
     int32_t dim[DPK_MAX_RANK];
 };
-int64_t dpk_shape_count(const struct dpk_shape *s); /* elements */
+int64_t dpk_shape_count(const struct dpk_shape *s); /* elements; 0 if it is no valid shape */
 
-/* Logical shape of a weight as its operator sees it: linear [N,K], convolution [N,kh,kw,C], VEC [n], RAW [rows,C]. */
+/* Logical shape of a weight as its operator sees it: linear [N,K] (glu: [2F,K]), convolution
+ * [N,kh,kw,C], VEC [n], RAW [rows,C]. */
 
-/* Result shape of `op` on inputs `in` (in[i] is ignored where op->in[i] is DPK_NONE) and weights of shapes `wt`. Checks every
- * rule that ops.def states about shapes and attributes; layer is used in messages.
- * Returns DPK_OK, or DPK_EFORMAT with a message such as "linear unet.x.to_q: x has 320 channels, w wants 640". */
+/* Check every rule of ops.def that needs no input shapes: required operands present, attributes in
+ * range, shapes of the weights (wt[i] is ignored where op->wt[i] is DPK_NONE). layer is used in
+ * messages, may be NULL. Returns DPK_OK or DPK_EFORMAT. */
+int dpk_op_check(const struct dpk_op *op, const char *layer, const struct dpk_shape wt[DPK_MAX_WT],
+                 dpk_error *err);
+
+/* Result shape of `op` on inputs `in` (in[i] is ignored where op->in[i] is DPK_NONE) and weights of
+ * shapes `wt`. Checks every rule that ops.def states about shapes and attributes (dpk_op_check is
+ * part of it); layer is used in messages, may be NULL. Returns DPK_OK, or DPK_EFORMAT with a
+ * message such as "linear unet.x.to_q: x has 320 channels, w wants 640". */
 int dpk_op_shape(const struct dpk_op *op, const char *layer, const struct dpk_shape in[DPK_MAX_IN],
                  const struct dpk_shape wt[DPK_MAX_WT], struct dpk_shape *out, dpk_error *err);
 
-/* Cost of one run: arithmetic (a multiply-add is 2) and bytes read and written, with elements of act_bytes per activation and
- * wt_bytes[i] bytes of weight i. Convolutions count as direct convolutions. */
+/* Cost of one run: arithmetic (a multiply-add is 2, any other function of a number 1) and bytes
+ * read and written, with act_bytes per activation and wt_bytes[i] bytes of weight i. Convolutions
+ * count as direct convolutions. The shapes must have passed dpk_op_shape. */
 struct dpk_cost {
     double flops, bytes;
 };
-struct dpk_cost dpk_op_cost(const struct dpk_op *op, const struct dpk_shape in[DPK_MAX_IN], const struct dpk_shape wt[DPK_MAX_WT],
-                            const struct dpk_shape *out, int act_bytes, const uint64_t wt_bytes[DPK_MAX_WT]);
+struct dpk_cost dpk_op_cost(const struct dpk_op *op, const struct dpk_shape in[DPK_MAX_IN],
+                            const struct dpk_shape wt[DPK_MAX_WT], const struct dpk_shape *out,
+                            int act_bytes, const uint64_t wt_bytes[DPK_MAX_WT]);
 
-/* Bytes of a weight of this type and layout; 0 if the combination is not valid or the size overflows.
+/* Bytes of a weight of this type and layout; 0 if the combination is not valid.
  * shape: linear [N,K] (GLU: [2F,K]), convolution [N,kh,kw,C], RAW any. */
 uint64_t dpk_weight_bytes(int dtype, int layout, const struct dpk_shape *shape);
 /* g of enum dpk_layout: k adjacent in a panel row. 0 for a type that has no panels. */

@@ -69,6 +69,23 @@ done:
     return rc;
 }
 
+int dpk_exec_give_all(const struct dpk_plan *plan, uint32_t stage,
+                      const struct dpk_plan_input *inputs, size_t n_inputs, dpk_error *err) {
+    int rc = DPK_OK;
+    const struct dpk_plan_stage *s = &plan->stages[stage];
+    for (uint32_t v = 0; v < s->program->n_inputs; v++) {
+        if (s->values[v].from_stage) continue;
+        const char *name = dpk_file_string(plan->file, s->program->values[v].name);
+        for (size_t i = 0; i < n_inputs; i++)
+            if (!strcmp(inputs[i].name, name)) {
+                DPK_TRY(dpk_exec_give(plan, stage, v, inputs[i].data, err));
+                break;
+            }
+    }
+done:
+    return rc;
+}
+
 int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_exec_hook *hook,
                  dpk_error *err) {
     int rc = DPK_OK;

@@ -15,6 +15,11 @@ struct dpk_exec_hook {
 int dpk_exec_give(const struct dpk_plan *plan, uint32_t stage, uint32_t input, const void *data,
                   dpk_error *err);
 
+/* Give every input of a stage that no earlier stage makes, by name, from `inputs` as dpk_plan_add
+ * got them. */
+int dpk_exec_give_all(const struct dpk_plan *plan, uint32_t stage,
+                      const struct dpk_plan_input *inputs, size_t n_inputs, dpk_error *err);
+
 /* Run all operators of a stage once. hook may be NULL. Errors: DPK_ECANCELLED, DPK_EBACKEND. */
 int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_exec_hook *hook,
                  dpk_error *err);

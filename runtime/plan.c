@@ -137,6 +137,9 @@ static int resolve_inputs(struct dpk_plan *plan, struct dpk_plan_stage *s,
         if (value->type == DPK_VALUE_ACT)
             DPK_FAIL(err, DPK_EFORMAT, "%s: input %s is for another program to make, but none does",
                      program, name);
+        if (given->dtype != dtype)
+            DPK_FAIL(err, DPK_EARG, "%s: input %s is %s, the model takes %s", program, name,
+                     dpk_dtype_name(given->dtype), dpk_dtype_name(dtype));
         DPK_TRY(check_input(program, name, value, &given->shape, err));
         set_shape(v, &given->shape, dtype);
     }

@@ -9,7 +9,7 @@
  *            |               | outputs of setup: kept until step's end  |                |
  *
  * Time is counted in operators. A value lives from the operator that makes it to the last that
- * reads it: an input of the host from the beginning of its stage, an output to the end of its stage,
+ * reads it: an input of the host from the start of its stage, an output to the end of its stage,
  * a value that a later stage takes to that stage's end. Scratch lives for one operator. Where the
  * backend can, a result takes over the bytes of an operand that dies. Values whose times do not
  * meet may share bytes; so host inputs must be given again before every run of a stage. */
@@ -69,10 +69,12 @@ struct dpk_plan {
     uint64_t live_bytes;  /* most bytes alive at one time: no plan can need less */
 };
 
-/* The shape of an input that the host gives. */
+/* An input that the host gives. */
 struct dpk_plan_input {
     const char *name;
+    int32_t dtype; /* DPK_F32 or DPK_I32 */
     struct dpk_shape shape;
+    const void *data; /* read by dpk_exec_give_all only */
 };
 
 /* An empty plan. act_dtype: DPK_F32 or DPK_BF16. backend and file are borrowed. */
@@ -83,7 +85,7 @@ void dpk_plan_free(struct dpk_plan *plan); /* also of a zeroed struct */
 /* Add a stage: find all its shapes. from: the stage whose outputs it takes by name, or -1. Every
  * other input must be in `inputs` (extra ones are ignored). *stage gets its number.
  * Errors: DPK_EFORMAT (no such program, a shape rule broken, types differ), DPK_EARG (an input
- * missing, of wrong rank or size), DPK_ENOMEM. */
+ * missing, of wrong type, rank or size), DPK_ENOMEM. */
 int dpk_plan_add(struct dpk_plan *plan, const char *program, const struct dpk_plan_input *inputs,
                  size_t n_inputs, int from, uint32_t *stage, dpk_error *err);
 

@@ -1,0 +1,87 @@
+/* Sessions: a backend with a model, and the one arena that plans of this session are bound to. */
+#include "session.h"
+
+#include "../formats/fail.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int create_backend(struct dpk_session *s, const dpk_session_options *o, dpk_error *err) {
+    int rc = DPK_OK;
+    if (o->backend && strcmp(o->backend, "cpu"))
+        DPK_FAIL(err, strcmp(o->backend, "cuda") ? DPK_EARG : DPK_EUNSUPPORTED,
+                 "backend %.40s: this build has cpu", o->backend);
+    if (o->act_dtype && o->act_dtype != DPK_F32 && o->act_dtype != DPK_BF16)
+        DPK_FAIL(err, DPK_EARG, "activations of type %d, want 0, f32 or bf16", o->act_dtype);
+    if (o->threads < 0 || o->threads > 4096)
+        DPK_FAIL(err, DPK_EARG, "%d threads, want 1 to 4096, or 0 for all cores", o->threads);
+    DPK_TRY(dpk_cpu_create(&s->backend, o->threads, o->isa, o->act_dtype, err));
+    DPK_TRY(s->backend->attach(s->backend, &s->model->file, err));
+done:
+    return rc;
+}
+
+int dpk_session_create(dpk_session **session, const dpk_model *model,
+                       const dpk_session_options *options, dpk_error *err) {
+    int rc = DPK_OK;
+    *session = NULL;
+    dpk_session_options o = dpk_session_options_default();
+    struct dpk_session *s = calloc(1, sizeof *s);
+    if (!s) DPK_FAIL(err, DPK_ENOMEM, "no memory for a session");
+    if (options) {
+        if (options->struct_size < sizeof(size_t) || options->struct_size > sizeof o)
+            DPK_FAIL(err, DPK_EARG, "session options of %zu bytes, this library knows %zu",
+                     options->struct_size, sizeof o);
+        memcpy(&o, options, options->struct_size);
+    }
+    s->model = model;
+    s->memory_limit = o.memory_limit;
+    DPK_TRY(create_backend(s, &o, err));
+    s->act_dtype = dpk_plan_act_dtype(s->backend, &model->file);
+    snprintf(s->description, sizeof s->description, "%s, %s, %s activations", s->backend->name,
+             s->backend->detail, dpk_dtype_name(s->act_dtype));
+    *session = s;
+    s = NULL;
+done:
+    dpk_session_free(s);
+    return rc;
+}
+
+void dpk_session_free(dpk_session *session) {
+    if (!session) return;
+    if (session->arena)
+        session->backend->release(session->backend, session->arena, session->arena_bytes);
+    if (session->backend) session->backend->free(session->backend);
+    free(session);
+}
+
+const char *dpk_session_describe(const dpk_session *session) { return session->description; }
+
+int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
+                     const char *what, dpk_error *err) {
+    int rc = DPK_OK;
+    uint64_t need = plan->arena_bytes;
+    if (session->memory_limit &&
+        (need > session->memory_limit || host_bytes > session->memory_limit - need))
+        DPK_FAIL(err, DPK_ENOMEM, "%s: needs %llu bytes, the limit is %llu", what,
+                 (unsigned long long)(need + host_bytes),
+                 (unsigned long long)session->memory_limit);
+    bool too_big =
+        session->memory_limit && session->arena_bytes + host_bytes > session->memory_limit;
+    if (session->arena && (session->arena_bytes < need || too_big)) {
+        session->backend->release(session->backend, session->arena, session->arena_bytes);
+        session->arena = NULL;
+        session->arena_bytes = 0;
+    }
+    if (!session->arena) {
+        session->arena = session->backend->alloc(session->backend, need ? need : DPK_ALIGN);
+        if (!session->arena)
+            DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for an arena of %llu bytes", what,
+                     (unsigned long long)need);
+        session->arena_bytes = need ? need : DPK_ALIGN;
+    }
+    dpk_plan_bind(plan, session->arena);
+done:
+    return rc;
+}

@@ -1,0 +1,45 @@
+/* Inside of the public handles. */
+#ifndef DPK_SESSION_H
+#define DPK_SESSION_H
+
+#include "diffpak.h"
+#include "plan.h"
+#include "sampler.h"
+#include "tokenizer.h"
+
+enum { DPK_MAX_TOKENIZERS = 4 };
+
+struct dpk_model {
+    struct dpk_file file;
+    uint32_t n_tokenizers;
+    struct dpk_tokenizer *tokenizers[DPK_MAX_TOKENIZERS]; /* as in the file */
+};
+
+struct dpk_session {
+    const struct dpk_model *model;
+    struct dpk_backend *backend;
+    int32_t act_dtype;
+    uint64_t memory_limit; /* 0: none */
+    void *arena;           /* kept between runs; grows when a plan needs more */
+    uint64_t arena_bytes;
+    char description[160];
+};
+
+/* Number of the tokenizer of this name, or -1. */
+int dpk_model_find_tokenizer(const struct dpk_model *model, const char *name);
+
+/* Metadata as numbers. A key that is absent gives `fallback`. Errors: DPK_EFORMAT (not a number, or
+ * outside low .. high). */
+int dpk_model_meta_number(const struct dpk_model *model, const char *key, double fallback,
+                          double low, double high, double *out, dpk_error *err);
+
+/* The sampler's table from the scheduler keys of the metadata. steps 0: the model's default. */
+int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uint32_t steps,
+                       struct dpk_schedule **schedule, dpk_error *err);
+
+/* Check the plan's arena and host_bytes against the limit, take the arena, bind the plan to it.
+ * Errors: DPK_ENOMEM. what: "generate 1024x1024", for the message. */
+int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
+                     const char *what, dpk_error *err);
+
+#endif

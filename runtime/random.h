@@ -26,15 +26,15 @@ struct dpk_random {
     double second;
     /* CUDA */
     uint64_t seed, offset; /* offset counts 32-bit words per thread, a multiple of 4 */
-    uint32_t threads;      /* of the largest grid the device runs at once */
+    uint32_t threads;      /* that the device runs at once */
 };
 
-/* Start at `seed`. The CPU generator uses its low 32 bits, as PyTorch does. n_processors (CUDA
- * only): the device's streaming multiprocessors with 2048 threads each; 0 means an H100's 132.
- * The numbers depend on it only for arrays of more values than the device runs threads (270336
- * by default). */
+/* Start at `seed`. The CPU generator uses its low 32 bits, as PyTorch does. threads (CUDA only):
+ * how many threads the device runs at once, a multiple of 256 (multiprocessors times threads of
+ * each); 0 means an H100's 270336. The numbers depend on it only for arrays of more values than
+ * that. */
 void dpk_random_seed(struct dpk_random *r, enum dpk_random_kind kind, uint64_t seed,
-                     uint32_t n_processors);
+                     uint32_t threads);
 
 /* out[i], i < n: what torch.randn(n, dtype=dtype, generator=r) gives, widened to float32. dtype:
  * DPK_F32, DPK_F16 or DPK_BF16 (enum dpk_dtype). Advances the generator exactly as PyTorch 2.15

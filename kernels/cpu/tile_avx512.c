@@ -14,7 +14,7 @@
     __m512 c##r##0 = _mm512_setzero_ps(), c##r##1 = c##r##0, c##r##2 = c##r##0, c##r##3 = c##r##0;
 #define POINT(r) const float *a##r = rows[r];
 #define FMA(r, p)                                                                                  \
-    if (np > p) c##r##p = _mm512_fmadd_ps(x, b##p, c##r##p);
+    if (np > p) __asm__("vfmadd231ps %2, %1, %0" : "+v"(c##r##p) : "v"(x), "v"(b##p));
 #define ROW(r)                                                                                     \
     {                                                                                              \
         __m512 x = _mm512_set1_ps(a##r[k]);                                                        \

@@ -1,0 +1,131 @@
+/* Blocks, tasks and the tile loop of the product (contract: gemm.h). */
+#include "gemm.h"
+
+#include <string.h>
+
+const struct dpk_tile_kernel *dpk_gemm_tile(const struct dpk_cpu *cpu, int x_dtype, int w_dtype,
+                                            int *a_dtype) {
+    *a_dtype = DPK_F32;
+    if (x_dtype == DPK_BF16 && w_dtype == DPK_BF16 && cpu->k->tile_bf16_bf16.fn) {
+        *a_dtype = DPK_BF16;
+    }
+    return dpk_cpu_tile(cpu->isa, *a_dtype, w_dtype);
+}
+
+void dpk_gemm_pack(const struct dpk_cpu *cpu, void *dst, int a_dtype, const void *src, int x_dtype,
+                   size_t n) {
+    if (a_dtype == x_dtype) memcpy(dst, src, n * dpk_dtype_bytes(a_dtype));
+    else cpu->k->widen(dst, src, n);
+}
+
+static int64_t round_rows(int64_t rows, int mr) { return (rows + mr - 1) / mr * mr; }
+
+static int64_t clamp(int64_t v, int64_t lo, int64_t hi) { return v < lo ? lo : v > hi ? hi : v; }
+
+/* Bytes of a worker's scratch: the tiles' row pointers, then the packed rows. */
+static size_t pointer_bytes(const struct dpk_gemm *g) {
+    return dpk_round_up((size_t)g->block_rows * (size_t)g->n_seg * sizeof(void *), 64);
+}
+
+/* Rows of a block: what three quarters of L2 hold beside one group of panels. Packed rows only pay when many panels use them. */
+size_t dpk_gemm_plan(const struct dpk_cpu *cpu, struct dpk_gemm *g) {
+    int mr = g->tile->mr, np = g->tile->np, workers = dpk_pool_workers(cpu->pool);
+    size_t l2 = cpu->l2_bytes / 4 * 3, group = g->b_stride * (size_t)np;
+    size_t room = group < l2 ? l2 - group : 0;
+    size_t row = g->a_row_bytes > 0 ? g->a_row_bytes : 1;
+    int64_t rows = clamp((int64_t)(room / row), 96, 576);
+    int64_t groups = (g->panels + np - 1) / np;
+    g->block_rows = round_rows(rows < g->m ? rows : g->m, mr);
+    /* A few tasks for each worker: first by splitting the panels, then the rows. */
+    int64_t want = workers == 1 ? 1 : 4 * workers;
+    int64_t row_blocks = (g->m + g->block_rows - 1) / g->block_rows;
+    int64_t splits = clamp((want + row_blocks - 1) / row_blocks, 1, groups);
+    g->block_panels = (int32_t)((groups + splits - 1) / splits * np);
+    splits = (g->panels + g->block_panels - 1) / g->block_panels;
+    if (row_blocks * splits < want) {
+        int64_t blocks = (want + splits - 1) / splits;
+        g->block_rows = clamp(round_rows((g->m + blocks - 1) / blocks, mr), mr, g->block_rows);
+    }
+    g->finish = cpu->k->epilogue;
+    g->worker_bytes = pointer_bytes(g) + dpk_round_up((size_t)g->block_rows * g->pack_bytes, 64);
+    return g->worker_bytes * (size_t)workers;
+}
+
+/* Rows m0 .. m0 + rows of the operand that belongs to their images, from column n0 on. */
+static void image_rows(const struct dpk_gemm *g, const void *base, int64_t m0, int rows, int32_t n0,
+                       const void **out) {
+    size_t bytes = dpk_dtype_bytes(g->epilogue.dtype);
+    for (int r = 0; r < rows; r++) {
+        size_t image = g->image_stride ? (size_t)((m0 + r) / g->rows_per_image) : 0;
+        out[r] = (const char *)base + (image * g->image_stride + (size_t)n0) * bytes;
+    }
+}
+
+/* One tile: rows m0 .. m0 + rows, panels p .. p + np. */
+static void run_tile(const struct dpk_gemm *g, int64_t m0, int rows, int32_t p, int32_t np,
+                     const void *const *a, float *c) {
+    struct dpk_tile t = {
+        .a = a,
+        .k_len = g->k_len,
+        .n_seg = g->n_seg,
+        .n_panels = np,
+        .b = (const char *)g->b + (size_t)p * g->b_stride,
+        .b_stride = g->b_stride,
+        .c = c,
+        .c_stride = 16 * np,
+    };
+    g->tile->fn(&t);
+    struct dpk_epilogue e = g->epilogue;
+    int32_t width = e.glu ? 8 : 16, n0 = p * width;
+    size_t bytes = dpk_dtype_bytes(e.dtype), at = ((size_t)m0 * e.stride + (size_t)n0) * bytes;
+    e.c = c;
+    e.c_stride = t.c_stride;
+    e.rows = rows;
+    e.n = g->n - n0 < np * width ? g->n - n0 : np * width;
+    if (e.bias) e.bias += n0;
+    if (e.bias_glu) e.bias_glu += n0;
+    if (g->temb) image_rows(g, g->temb, m0, rows, n0, e.temb);
+    if (g->gate) image_rows(g, g->gate, m0, rows, n0, e.gate);
+    if (e.residual) e.residual = (const char *)e.residual + at;
+    e.out = (char *)e.out + at;
+    g->finish(&e);
+}
+
+struct job {
+    const struct dpk_gemm *g;
+    int64_t row_blocks;
+    char *scratch;
+};
+
+static void run_task(void *arg, int task, int worker) {
+    const struct job *job = arg;
+    const struct dpk_gemm *g = job->g;
+    int mr = g->tile->mr, np = g->tile->np;
+    int64_t begin = task % job->row_blocks * g->block_rows;
+    int64_t end = begin + g->block_rows < g->m ? begin + g->block_rows : g->m;
+    int32_t p0 = (int32_t)(task / job->row_blocks) * g->block_panels;
+    int32_t p1 = p0 + g->block_panels < g->panels ? p0 + g->block_panels : g->panels;
+    char *mine = job->scratch + (size_t)worker * g->worker_bytes;
+    const void **pointers = (const void **)(void *)mine;
+    char *pack = mine + pointer_bytes(g);
+    _Alignas(64) float c[DPK_MAX_MR * 64];
+    size_t per_tile = (size_t)g->n_seg * (size_t)mr;
+
+    for (int64_t m = begin, t = 0; m < end; m += mr, t++) {
+        int rows = (int)(end - m < mr ? end - m : mr);
+        g->rows(g->op, m, rows, mr, pointers + (size_t)t * per_tile,
+                pack + (size_t)(m - begin) * g->pack_bytes);
+    }
+    for (int32_t p = p0; p < p1; p += np) {
+        for (int64_t m = begin, t = 0; m < end; m += mr, t++) {
+            int rows = (int)(end - m < mr ? end - m : mr);
+            run_tile(g, m, rows, p, p1 - p < np ? p1 - p : np, pointers + (size_t)t * per_tile, c);
+        }
+    }
+}
+
+void dpk_gemm_run(struct dpk_cpu *cpu, const struct dpk_gemm *g, void *scratch) {
+    struct job job = {g, (g->m + g->block_rows - 1) / g->block_rows, scratch};
+    int64_t panel_blocks = (g->panels + g->block_panels - 1) / g->block_panels;
+    dpk_pool_run(cpu->pool, (int)(job.row_blocks * panel_blocks), run_task, &job);
+}

@@ -1,0 +1,170 @@
+/* conv2d: y = act(conv(up(x), w) + b + temb) + residual, see ops.def.
+ *
+ * Direct convolution: a row of A is an output pixel, its segments are the taps' pixels, where they lie in x. A tap in the padding
+ * points at a row of zeros; nearest upsampling and stride are in the choice of the pixel. Pixels of few channels are gathered into
+ * one packed segment, since a segment costs a tile about as much as 16 channels do. */
+#include "gemm.h"
+#include "ops_cpu.h"
+
+#include "../../formats/fail.h"
+
+#include <string.h>
+
+const uint32_t dpk_cpu_in_place_conv2d = 1u << DPK_IN(conv2d, residual);
+
+struct conv {
+    const struct dpk_cpu *cpu;
+    const char *x, *zeros;
+    int h, w, up_h, up_w; /* of x, and after upsampling */
+    int out_h, out_w;
+    int kh, kw, stride, pad_top, pad_left;
+    size_t c, c_padded; /* channels, and those of a tap in the panels */
+    int x_dtype, a_dtype;
+    size_t pack_bytes; /* of a packed row */
+};
+
+struct pixel {
+    int64_t image;
+    int y, x; /* of the first tap, before padding is looked at */
+};
+
+static struct pixel find_pixel(const struct conv *v, int64_t m) {
+    int64_t line = m / v->out_w;
+    return (struct pixel){
+        .image = line / v->out_h,
+        .y = (int)(line % v->out_h) * v->stride - v->pad_top,
+        .x = (int)(m % v->out_w) * v->stride - v->pad_left,
+    };
+}
+
+static int source(int i, int n, int n_up) { return n == n_up ? i : (int)((int64_t)i * n / n_up); }
+
+/* Where tap (ky, kx) of a pixel lies. */
+static const char *find_tap(const struct conv *v, struct pixel p, int ky, int kx) {
+    int y = p.y + ky, x = p.x + kx;
+    if (y < 0 || y >= v->up_h || x < 0 || x >= v->up_w) return v->zeros;
+    y = source(y, v->h, v->up_h);
+    x = source(x, v->w, v->up_w);
+    size_t at = ((size_t)p.image * (size_t)v->h + (size_t)y) * (size_t)v->w + (size_t)x;
+    return v->x + at * v->c * dpk_dtype_bytes(v->x_dtype);
+}
+
+static void point_rows(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack) {
+    const struct conv *v = op;
+    (void)pack;
+    for (int r = 0; r < mr; r++) {
+        struct pixel p = find_pixel(v, m0 + (r < rows ? r : rows - 1));
+        const void **segment = a + r;
+        for (int ky = 0; ky < v->kh; ky++) {
+            for (int kx = 0; kx < v->kw; kx++, segment += mr) *segment = find_tap(v, p, ky, kx);
+        }
+    }
+}
+
+static void pack_rows(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack) {
+    const struct conv *v = op;
+    size_t bytes = dpk_dtype_bytes(v->a_dtype);
+    for (int r = 0; r < rows; r++) {
+        struct pixel p = find_pixel(v, m0 + r);
+        char *to = pack + (size_t)r * v->pack_bytes;
+        for (int ky = 0; ky < v->kh; ky++) {
+            for (int kx = 0; kx < v->kw; kx++, to += v->c_padded * bytes) {
+                const char *from = find_tap(v, p, ky, kx);
+                dpk_gemm_pack(v->cpu, to, v->a_dtype, from, v->x_dtype, v->c);
+                memset(to + v->c * bytes, 0, (v->c_padded - v->c) * bytes);
+            }
+        }
+    }
+    for (int r = 0; r < mr; r++) a[r] = pack + (size_t)(r < rows ? r : rows - 1) * v->pack_bytes;
+}
+
+/* Sizes of the product; false if no kernel takes these types. */
+static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, struct conv *v,
+                     struct dpk_gemm *g) {
+    const struct dpk_tensor *x = &call->in[DPK_IN(conv2d, x)];
+    const struct dpk_tensor *like = &call->in[DPK_IN(conv2d, like)];
+    const struct dpk_weight *w = &call->wt[DPK_WT(conv2d, w)];
+    const struct dpk_conv2d_attrs *attrs = DPK_ATTRS(conv2d, call->op);
+    *v = (struct conv){
+        .cpu = cpu,
+        .x = x->data,
+        .x_dtype = x->dtype,
+        .h = x->shape.dim[1],
+        .w = x->shape.dim[2],
+        .out_h = call->out.shape.dim[1],
+        .out_w = call->out.shape.dim[2],
+        .kh = w->shape.dim[1],
+        .kw = w->shape.dim[2],
+        .stride = attrs->stride,
+        .pad_top = attrs->pad_top,
+        .pad_left = attrs->pad_left,
+        .c = (size_t)x->shape.dim[3],
+    };
+    bool by_like = attrs->upsample && like->shape.rank;
+    v->up_h = by_like ? like->shape.dim[1] : v->h * (attrs->upsample ? 2 : 1);
+    v->up_w = by_like ? like->shape.dim[2] : v->w * (attrs->upsample ? 2 : 1);
+    *g = (struct dpk_gemm){.tile = dpk_gemm_tile(cpu, x->dtype, w->dtype, &v->a_dtype), .op = v};
+    if (!g->tile) return false;
+    size_t taps = (size_t)v->kh * (size_t)v->kw, bytes = dpk_dtype_bytes(v->a_dtype);
+    v->c_padded = dpk_round_up(v->c, (size_t)dpk_panel_group(w->dtype));
+    g->n = call->out.shape.dim[3];
+    g->m = dpk_shape_count(&call->out.shape) / g->n;
+    g->panels = (g->n + 15) / 16;
+    g->b_stride = taps * v->c_padded * 16 * dpk_dtype_bytes(w->dtype);
+    if (v->a_dtype != v->x_dtype || v->c < 32 || taps > DPK_MAX_SEG) {
+        g->n_seg = 1;
+        g->k_len[0] = (int32_t)(taps * v->c_padded);
+        v->pack_bytes = dpk_round_up(taps * v->c_padded * bytes, 64) + 64;
+        g->pack_bytes = v->pack_bytes;
+        g->a_row_bytes = v->pack_bytes;
+        g->rows = pack_rows;
+    } else {
+        g->n_seg = (int32_t)taps;
+        for (int s = 0; s < g->n_seg; s++) g->k_len[s] = (int32_t)v->c;
+        g->a_row_bytes = v->c * bytes * (size_t)v->stride * (size_t)v->stride;
+        g->rows = point_rows;
+    }
+    return true;
+}
+
+/* Bytes of the row of zeros that stands first in the scratch. */
+static size_t zero_bytes(const struct conv *v) {
+    return dpk_round_up(v->c * dpk_dtype_bytes(v->x_dtype), 64);
+}
+
+size_t dpk_cpu_scratch_conv2d(const struct dpk_cpu *cpu, const struct dpk_call *call) {
+    struct conv v;
+    struct dpk_gemm g;
+    return describe(cpu, call, &v, &g) ? zero_bytes(&v) + dpk_gemm_plan(cpu, &g) : 0;
+}
+
+int dpk_cpu_run_conv2d(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
+    const struct dpk_tensor *temb = &call->in[DPK_IN(conv2d, temb)];
+    const struct dpk_tensor *residual = &call->in[DPK_IN(conv2d, residual)];
+    const struct dpk_weight *w = &call->wt[DPK_WT(conv2d, w)], *b = &call->wt[DPK_WT(conv2d, b)];
+    struct conv v;
+    struct dpk_gemm g;
+    if (!describe(cpu, call, &v, &g)) {
+        return dpk_error_set(err, DPK_EUNSUPPORTED, "cpu conv2d: no kernel for %s weights",
+                             dpk_dtype_name(w->dtype));
+    }
+    dpk_gemm_plan(cpu, &g);
+    v.zeros = call->scratch;
+    memset(call->scratch, 0, zero_bytes(&v));
+    g.b = w->data;
+    g.epilogue = (struct dpk_epilogue){
+        .act = DPK_ATTRS(conv2d, call->op)->act,
+        .dtype = call->out.dtype,
+        .bias = b->shape.rank ? b->data : NULL,
+        .residual = residual->shape.rank ? residual->data : NULL,
+        .out = call->out.data,
+        .stride = (size_t)g.n,
+    };
+    if (temb->shape.rank) {
+        g.temb = temb->data;
+        g.image_stride = temb->shape.dim[0] > 1 ? (size_t)temb->shape.dim[1] : 0;
+        g.rows_per_image = (int64_t)v.out_h * v.out_w;
+    }
+    dpk_gemm_run(cpu, &g, (char *)call->scratch + zero_bytes(&v));
+    return DPK_OK;
+}

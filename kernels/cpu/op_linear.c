@@ -1,0 +1,127 @@
+/* linear: y = epilogue(concat(x, x2) w^T), see ops.def.
+ *
+ * Rows of x are multiplied where they are; concatenation is a second segment. They are packed (copied, widened) into the worker's
+ * scratch when the tile wants float32 of bfloat16 rows, when x ends between the two k's of a pair, or when rows lie a multiple of
+ * 4 KiB apart: the rows of a tile then compete for the same lines of L1. */
+#include "gemm.h"
+#include "ops_cpu.h"
+
+#include "../../formats/fail.h"
+
+const uint32_t dpk_cpu_in_place_linear = 1u << DPK_IN(linear, residual);
+
+struct linear {
+    const struct dpk_cpu *cpu;
+    const char *x, *x2;
+    size_t k1, k2;
+    int x_dtype, a_dtype;
+    size_t pack_bytes; /* of a packed row */
+};
+
+static void point_rows(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack) {
+    const struct linear *l = op;
+    size_t bytes = dpk_dtype_bytes(l->x_dtype);
+    (void)pack;
+    for (int r = 0; r < mr; r++) {
+        size_t m = (size_t)m0 + (size_t)(r < rows ? r : rows - 1);
+        a[r] = l->x + m * l->k1 * bytes;
+        if (l->x2) a[mr + r] = l->x2 + m * l->k2 * bytes;
+    }
+}
+
+static void pack_rows(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack) {
+    const struct linear *l = op;
+    size_t bytes = dpk_dtype_bytes(l->x_dtype), packed = dpk_dtype_bytes(l->a_dtype);
+    for (int r = 0; r < rows; r++) {
+        size_t m = (size_t)m0 + (size_t)r;
+        char *row = pack + (size_t)r * l->pack_bytes;
+        dpk_gemm_pack(l->cpu, row, l->a_dtype, l->x + m * l->k1 * bytes, l->x_dtype, l->k1);
+        if (l->x2) {
+            dpk_gemm_pack(l->cpu, row + l->k1 * packed, l->a_dtype, l->x2 + m * l->k2 * bytes,
+                          l->x_dtype, l->k2);
+        }
+    }
+    for (int r = 0; r < mr; r++) a[r] = pack + (size_t)(r < rows ? r : rows - 1) * l->pack_bytes;
+}
+
+static bool need_pack(const struct linear *l, int group) {
+    if (l->a_dtype != l->x_dtype) return true;
+    if (l->k2 && l->k1 % (size_t)group) return true;
+    return (l->k1 * dpk_dtype_bytes(l->x_dtype)) % 4096 == 0;
+}
+
+/* Sizes of the product; false if no kernel takes these types. */
+static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, struct linear *l,
+                     struct dpk_gemm *g) {
+    const struct dpk_tensor *x = &call->in[DPK_IN(linear, x)], *x2 = &call->in[DPK_IN(linear, x2)];
+    const struct dpk_weight *w = &call->wt[DPK_WT(linear, w)];
+    const struct dpk_linear_attrs *attrs = DPK_ATTRS(linear, call->op);
+    *l = (struct linear){.cpu = cpu, .x = x->data, .x_dtype = x->dtype};
+    *g = (struct dpk_gemm){.tile = dpk_gemm_tile(cpu, x->dtype, w->dtype, &l->a_dtype), .op = l};
+    if (!g->tile) return false;
+    l->k1 = (size_t)x->shape.dim[x->shape.rank - 1];
+    if (x2->shape.rank) {
+        l->x2 = x2->data;
+        l->k2 = (size_t)x2->shape.dim[x2->shape.rank - 1];
+    }
+    size_t k = l->k1 + l->k2, group = (size_t)dpk_panel_group(w->dtype);
+    g->n = call->out.shape.dim[call->out.shape.rank - 1];
+    g->m = dpk_shape_count(&call->out.shape) / g->n;
+    g->panels = attrs->glu ? (g->n + 7) / 8 : (g->n + 15) / 16;
+    g->b_stride = dpk_round_up(k, group) * 16 * dpk_dtype_bytes(w->dtype);
+    g->a_row_bytes = k * dpk_dtype_bytes(l->a_dtype);
+    g->n_seg = 1;
+    g->k_len[0] = (int32_t)k;
+    g->rows = point_rows;
+    if (need_pack(l, (int)group)) {
+        /* One line more than the row: packed rows of a tile start in different sets of L1. */
+        l->pack_bytes = dpk_round_up(g->a_row_bytes, 64) + 64;
+        g->pack_bytes = l->pack_bytes;
+        g->rows = pack_rows;
+    } else if (l->k2) {
+        g->n_seg = 2;
+        g->k_len[0] = (int32_t)l->k1;
+        g->k_len[1] = (int32_t)l->k2;
+    }
+    return true;
+}
+
+size_t dpk_cpu_scratch_linear(const struct dpk_cpu *cpu, const struct dpk_call *call) {
+    struct linear l;
+    struct dpk_gemm g;
+    return describe(cpu, call, &l, &g) ? dpk_gemm_plan(cpu, &g) : 0;
+}
+
+int dpk_cpu_run_linear(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
+    const struct dpk_tensor *gate = &call->in[DPK_IN(linear, gate)];
+    const struct dpk_tensor *residual = &call->in[DPK_IN(linear, residual)];
+    const struct dpk_tensor *x = &call->in[DPK_IN(linear, x)];
+    const struct dpk_weight *w = &call->wt[DPK_WT(linear, w)], *b = &call->wt[DPK_WT(linear, b)];
+    const struct dpk_linear_attrs *attrs = DPK_ATTRS(linear, call->op);
+    struct linear l;
+    struct dpk_gemm g;
+    if (!describe(cpu, call, &l, &g)) {
+        return dpk_error_set(err, DPK_EUNSUPPORTED, "cpu linear: no kernel for %s weights",
+                             dpk_dtype_name(w->dtype));
+    }
+    dpk_gemm_plan(cpu, &g);
+    g.b = w->data;
+    g.epilogue = (struct dpk_epilogue){
+        .act = attrs->act,
+        .glu = attrs->glu,
+        .dtype = call->out.dtype,
+        .bias = b->shape.rank ? b->data : NULL,
+        .residual = residual->shape.rank ? residual->data : NULL,
+        .out = call->out.data,
+        .stride = (size_t)g.n,
+    };
+    if (attrs->glu && g.epilogue.bias) g.epilogue.bias_glu = g.epilogue.bias + g.n;
+    if (gate->shape.rank) {
+        size_t offset = (size_t)attrs->gate_off * dpk_dtype_bytes(gate->dtype);
+        g.gate = (const char *)gate->data + offset;
+        g.image_stride = gate->shape.dim[0] > 1 ? (size_t)gate->shape.dim[1] : 0;
+        g.rows_per_image = g.m / x->shape.dim[0];
+    }
+    dpk_gemm_run(cpu, &g, call->scratch);
+    return DPK_OK;
+}

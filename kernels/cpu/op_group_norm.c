@@ -1,0 +1,173 @@
+/* Group normalisation over concat(x, x2) on channels.
+ *
+ * Three passes: (1) blocks of pixels, one task each, give mean and sum of squared distances of
+ * every group (kernel norm_stats, combined over channels in double); (2) one task a group combines
+ * the blocks in their order, in double, by the formula of Chan, Golub and LeVeque (1983), and makes
+ * three factors a channel; (3) blocks again: y = act((x - mean) * mul + add). mean is the float32
+ * nearest to the mean, what it lacks is in add: so a mean far from zero costs no accuracy. Blocks
+ * depend on the shape alone, so the result does not depend on the number of threads.
+ *
+ * Scratch: double stats [B][blocks][groups][2]; float factors [B][3][C]; for each worker, float
+ * sums [3][C]. */
+#include "ops_cpu.h"
+#include "scalar.h"
+
+#include <math.h>
+
+enum {
+    BLOCK_ELEMENTS = 32768
+}; /* of a block, so that its second reading comes from the L2 cache */
+
+const uint32_t dpk_cpu_in_place_group_norm = 1u << DPK_IN(group_norm, x);
+
+struct group_job {
+    const struct dpk_kernels *k;
+    const struct dpk_call *call;
+    int64_t pixels, each;              /* of an image, of a block */
+    int images, blocks, groups, c1, c; /* blocks of an image */
+    double *stats;
+    float *factors, *sums;
+};
+
+static void plan_job(struct group_job *job, const struct dpk_cpu *cpu,
+                     const struct dpk_call *call) {
+    const struct dpk_shape *x = &call->in[DPK_IN(group_norm, x)].shape;
+    const struct dpk_shape *x2 = &call->in[DPK_IN(group_norm, x2)].shape;
+    job->k = cpu->k;
+    job->call = call;
+    job->c1 = x->dim[x->rank - 1];
+    job->c = job->c1 + (x2->rank ? x2->dim[x2->rank - 1] : 0);
+    job->images = x->rank > 1 ? x->dim[0] : 1;
+    job->pixels = dpk_shape_count(x) / job->c1 / job->images;
+    job->each = dpk_task_size(job->pixels, job->c, BLOCK_ELEMENTS);
+    if (job->each > 1024) job->each = 1024;
+    job->blocks = dpk_task_count(job->pixels, job->each);
+    job->groups = DPK_ATTRS(group_norm, call->op)->groups;
+    job->stats = call->scratch;
+}
+
+static size_t stats_count(const struct group_job *job) {
+    return (size_t)job->images * (size_t)job->blocks * (size_t)job->groups * 2;
+}
+
+size_t dpk_cpu_scratch_group_norm(const struct dpk_cpu *cpu, const struct dpk_call *call) {
+    struct group_job job = {0};
+    plan_job(&job, cpu, call);
+    size_t vectors = (size_t)job.images + (size_t)dpk_pool_workers(cpu->pool);
+    return stats_count(&job) * sizeof(double) + vectors * 3 * (size_t)job.c * sizeof(float);
+}
+
+/* One group of one block from its channels' sums: result[0] the mean, result[1] the sum of squared
+ * distances from it. */
+static void combine_channels(const float *mean, const float *e1, const float *e2, int n,
+                             double rows, double result[2]) {
+    double total = 0, squares = 0;
+    for (int c = 0; c < n; c++) total += (double)mean[c] + (double)e1[c] / rows;
+    double m = total / n;
+    for (int c = 0; c < n; c++) {
+        double off = (double)e1[c] / rows, d = (double)mean[c] + off - m;
+        squares += (double)e2[c] - (double)e1[c] * off + rows * d * d;
+    }
+    result[0] = m;
+    result[1] = squares;
+}
+
+static void stats_task(void *arg, int task, int worker) {
+    const struct group_job *job = arg;
+    const struct dpk_tensor *x = &job->call->in[DPK_IN(group_norm, x)];
+    const struct dpk_tensor *x2 = &job->call->in[DPK_IN(group_norm, x2)];
+    int64_t b = task / job->blocks, p = task % job->blocks * job->each;
+    int rows = (int)dpk_min_i64(job->each, job->pixels - p), c1 = job->c1, c2 = job->c - c1;
+    size_t pixel = (size_t)(b * job->pixels + p), size = dpk_elem_bytes(x->dtype);
+    float *mean = job->sums + (size_t)worker * 3 * (size_t)job->c;
+    float *e1 = mean + job->c, *e2 = e1 + job->c;
+    job->k->norm_stats((const char *)x->data + pixel * (size_t)c1 * size, x->dtype, (size_t)c1,
+                       rows, c1, mean, e1, e2);
+    if (c2 > 0) {
+        job->k->norm_stats((const char *)x2->data + pixel * (size_t)c2 * size, x->dtype, (size_t)c2,
+                           rows, c2, mean + c1, e1 + c1, e2 + c1);
+    }
+    int n = job->c / job->groups;
+    double *stats = job->stats + (size_t)task * (size_t)job->groups * 2;
+    for (int g = 0; g < job->groups; g++) {
+        combine_channels(mean + g * n, e1 + g * n, e2 + g * n, n, rows, stats + g * 2);
+    }
+}
+
+static void factors_task(void *arg, int task, int worker) {
+    const struct group_job *job = arg;
+    int b = task / job->groups, g = task % job->groups, n = job->c / job->groups;
+    const double *stats =
+        job->stats + ((size_t)b * (size_t)job->blocks * (size_t)job->groups + (size_t)g) * 2;
+    size_t step = (size_t)job->groups * 2;
+    double total = 0, squares = 0;
+    (void)worker;
+    for (int i = 0; i < job->blocks; i++) {
+        double rows = (double)dpk_min_i64(job->each, job->pixels - i * job->each);
+        total += rows * stats[(size_t)i * step];
+    }
+    double mean = total / (double)job->pixels;
+    for (int i = 0; i < job->blocks; i++) {
+        double rows = (double)dpk_min_i64(job->each, job->pixels - i * job->each);
+        double d = stats[(size_t)i * step] - mean;
+        squares += stats[(size_t)i * step + 1] + rows * n * d * d;
+    }
+    double eps = (double)DPK_ATTRS(group_norm, job->call->op)->eps;
+    double inv = 1.0 / sqrt(squares / ((double)job->pixels * n) + eps);
+    const float *gamma = job->call->wt[DPK_WT(group_norm, gamma)].data;
+    const float *beta = job->call->wt[DPK_WT(group_norm, beta)].data;
+    float *f = job->factors + (size_t)b * 3 * (size_t)job->c;
+    for (int c = g * n; c < (g + 1) * n; c++) {
+        double mul = inv * (double)gamma[c];
+        f[c] = (float)mean;
+        f[job->c + c] = (float)mul;
+        f[2 * job->c + c] = (float)((double)beta[c] - (mean - (double)f[c]) * mul);
+    }
+}
+
+static void apply_task(void *arg, int task, int worker) {
+    const struct group_job *job = arg;
+    const struct dpk_tensor *x = &job->call->in[DPK_IN(group_norm, x)];
+    const struct dpk_tensor *x2 = &job->call->in[DPK_IN(group_norm, x2)];
+    int64_t b = task / job->blocks, p = task % job->blocks * job->each;
+    size_t pixel = (size_t)(b * job->pixels + p), size = dpk_elem_bytes(x->dtype);
+    size_t c = (size_t)job->c, c1 = (size_t)job->c1;
+    const float *f = job->factors + (size_t)b * 3 * c;
+    (void)worker;
+    struct dpk_norm_apply a = {
+        .y = (char *)job->call->out.data + pixel * c * size,
+        .x = (const char *)x->data + pixel * c1 * size,
+        .y_stride = c,
+        .x_stride = c1,
+        .mean = f,
+        .mul = f + c,
+        .add = f + 2 * c,
+        .dtype = x->dtype,
+        .rows = (int32_t)dpk_min_i64(job->each, job->pixels - p),
+        .n = job->c1,
+        .act = DPK_ATTRS(group_norm, job->call->op)->act,
+    };
+    job->k->norm_apply(&a);
+    if (c > c1) {
+        a.y = (char *)a.y + c1 * size;
+        a.x = (const char *)x2->data + pixel * (c - c1) * size;
+        a.x_stride = c - c1;
+        a.mean += c1;
+        a.mul += c1;
+        a.add += c1;
+        a.n = (int32_t)(c - c1);
+        job->k->norm_apply(&a);
+    }
+}
+
+int dpk_cpu_run_group_norm(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
+    struct group_job job = {0};
+    (void)err;
+    plan_job(&job, cpu, call);
+    job.factors = (float *)(void *)(job.stats + stats_count(&job));
+    job.sums = job.factors + (size_t)job.images * 3 * (size_t)job.c;
+    dpk_pool_run(cpu->pool, job.images * job.blocks, stats_task, &job);
+    dpk_pool_run(cpu->pool, job.images * job.groups, factors_task, &job);
+    dpk_pool_run(cpu->pool, job.images * job.blocks, apply_task, &job);
+    return DPK_OK;
+}

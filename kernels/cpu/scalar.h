@@ -1,0 +1,64 @@
+/* Single elements of any float type, for the operators whose cost is not in arithmetic (tables,
+ * positions), and the cutting of long arrays into tasks. */
+#ifndef DPK_SCALAR_H
+#define DPK_SCALAR_H
+
+#include "cpu.h"
+
+#include <stddef.h>
+#include <string.h>
+
+/* Bytes of an element of DPK_F32, DPK_I32, DPK_BF16 or DPK_F16. */
+static inline size_t dpk_elem_bytes(int dtype) {
+    return dtype == DPK_F32 || dtype == DPK_I32 ? 4 : 2;
+}
+
+static inline float dpk_f16_value(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, m = h & 0x3ff, u;
+    float f;
+    if (exponent == 0) { /* zero and subnormals: m 2^-24 is exact */
+        f = (float)m * 0x1p-24f;
+        return sign ? -f : f;
+    }
+    u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | m << 13;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Element i of an array of DPK_F32, DPK_BF16 or DPK_F16. */
+static inline float dpk_elem_get(const void *p, int dtype, size_t i) {
+    if (dtype == DPK_F32) return ((const float *)p)[i];
+    uint16_t h = ((const uint16_t *)p)[i];
+    if (dtype == DPK_F16) return dpk_f16_value(h);
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Store to an array of DPK_F32 or DPK_BF16, rounding to nearest even; NaN stays NaN. */
+static inline void dpk_elem_put(void *p, int dtype, size_t i, float f) {
+    uint32_t u;
+    if (dtype == DPK_F32) {
+        ((float *)p)[i] = f;
+        return;
+    }
+    memcpy(&u, &f, 4);
+    bool nan = (u & 0x7fffffff) > 0x7f800000;
+    ((uint16_t *)p)[i] = (uint16_t)(nan ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* Tasks of at most `each` for n things; 0 tasks for n = 0. */
+static inline int dpk_task_count(int64_t n, int64_t each) { return (int)((n + each - 1) / each); }
+
+/* Things per task so that a task has about `target` elements: at least 1, and no more than 2^30
+ * tasks. */
+static inline int64_t dpk_task_size(int64_t n, int64_t elements_each, int64_t target) {
+    int64_t size = elements_each > 0 ? target / elements_each : target;
+    if (size < n >> 30) size = n >> 30;
+    return size > 1 ? size : 1;
+}
+
+static inline int64_t dpk_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+
+#endif

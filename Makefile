@@ -34,7 +34,8 @@ TOOL_LIBS   = $(shell pkg-config --libs libarchive libcjson libxxhash libutf8pro
 CLI_LIBS    = $(shell pkg-config --libs libpng 2>/dev/null) -lm
 
 # The reading half of formats/, all that the runtime takes from it.
-FORMATS_READ := $(addprefix formats/,fail.c ops.c ops_shape.c dpk_read.c)
+FORMATS_READ := $(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c ops_cost.c dpk_read.c dpk_check.c \
+                 dpk_check_program.c)
 KERNEL_ALL   := $(wildcard kernels/cpu/*.c)
 KERNEL_SRC   := $(foreach s,$(KERNEL_ALL),$(if $(filter-out $(LEVELS),$(call level_of,$(s))),,$(s)))
 ISA_SRC      := $(wildcard kernels/cpu/isa/*.c)

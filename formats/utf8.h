@@ -1,0 +1,36 @@
+/* UTF-8 well-formedness (Unicode standard, table 3-7): no overlong forms, no surrogates. */
+#ifndef DPK_UTF8_H
+#define DPK_UTF8_H
+
+#include <stddef.h>
+
+/* Bytes of the sequence at s (1 to 4), 0 if it is not well-formed. n > 0 bytes are there. */
+static inline size_t dpk_utf8_length(const unsigned char *s, size_t n) {
+    unsigned low = 0x80, high = 0xbf;
+    size_t length;
+    if (s[0] < 0x80) return 1;
+    if (s[0] < 0xc2 || s[0] > 0xf4) return 0;
+    length = s[0] < 0xe0 ? 2 : s[0] < 0xf0 ? 3 : 4;
+    if (length > n) return 0;
+    if (s[0] == 0xe0) low = 0xa0;
+    if (s[0] == 0xed) high = 0x9f;
+    if (s[0] == 0xf0) low = 0x90;
+    if (s[0] == 0xf4) high = 0x8f;
+    if (s[1] < low || s[1] > high) return 0;
+    for (size_t i = 2; i < length; i++)
+        if (s[i] < 0x80 || s[i] > 0xbf) return 0;
+    return length;
+}
+
+/* Offset of the first byte that is not part of well-formed UTF-8; n if all is. */
+static inline size_t dpk_utf8_check(const char *s, size_t n) {
+    size_t at = 0;
+    while (at < n) {
+        size_t length = dpk_utf8_length((const unsigned char *)s + at, n - at);
+        if (length == 0) break;
+        at += length;
+    }
+    return at;
+}
+
+#endif

@@ -2,6 +2,7 @@
 BUILD ?= build
 CC    ?= cc
 SAN   ?=
+V     ?=
 OPT   ?= -O2
 ARCH  := $(shell $(CC) -dumpmachine | cut -d- -f1)
 
@@ -9,6 +10,8 @@ WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpoin
 CFLAGS += -std=c11 -D_GNU_SOURCE $(OPT) -g $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread
 CPPFLAGS += -MMD -MP
 LDFLAGS += -pthread
+Q := $(if $(V),,@)
+say = $(if $(V),,@echo '  $(1)')
 ifneq ($(SAN),)
 CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
 LDFLAGS += -fsanitize=$(SAN)
@@ -59,40 +62,48 @@ $(BUILD)/obj/kernels/cpu/isa/%.o: CPPFLAGS += -Ikernels/cpu
 define isa_rule
 $(BUILD)/obj/kernels/cpu/isa/%.$(1).o: kernels/cpu/isa/%.c
 	@mkdir -p $$(@D)
-	$(CC) $$(CPPFLAGS) $$(CFLAGS) $(FLAGS_$(1)) -DDPK_LEVEL=$(1) -DDPK_LEVEL_$(1)=1 -c $$< -o $$@
+	$$(call say,CC $$< ($(1)))
+	$$(Q)$$(CC) $$(CPPFLAGS) $$(CFLAGS) $(FLAGS_$(1)) -DDPK_LEVEL=$(1) -DDPK_LEVEL_$(1)=1 -c $$< -o $$@
 endef
 $(foreach l,$(LEVELS),$(eval $(call isa_rule,$(l))))
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(FLAGS_$(call level_of,$<)) $(TOOL_CFLAGS) -c $< -o $@
+	$(call say,CC $<)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(FLAGS_$(call level_of,$<)) $(TOOL_CFLAGS) -c $< -o $@
 
 $(LIB)/libdiffpak.a: $(LIB_OBJ)
 	@mkdir -p $(@D)
-	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)rm -f $@
+	$(call say,AR $@)
+	$(Q)$(AR) rcs $@ $^
 
 $(LIB)/libdiffpak.so: $(LIB_OBJ)
 	@mkdir -p $(@D)
-	$(CC) -shared -Wl,-soname,libdiffpak.so.0 -Wl,-z,defs $(LDFLAGS) $^ -lm -o $@
+	$(call say,LD $@)
+	$(Q)$(CC) -shared -Wl,-soname,libdiffpak.so.0 -Wl,-z,defs $(LDFLAGS) $^ -lm -o $@
 
 # The tools' half: everything of formats/ (the reading half is in libdiffpak.a already), convert/ and quantize/ without their mains.
 $(BUILD)/obj/libtools.a: $(call obj,$(filter-out $(FORMATS_READ),$(FORMATS_SRC)) $(CONVERT_SRC) $(QUANTIZE_SRC))
 	@mkdir -p $(@D)
-	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)rm -f $@
+	$(call say,AR $@)
+	$(Q)$(AR) rcs $@ $^
 
 $(BIN)/diffpak: $(call obj,$(CLI_SRC)) $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) $^ $(CLI_LIBS) -o $@
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) $^ $(CLI_LIBS) -o $@
 
 $(BIN)/diffpak-convert: $(call obj,convert/cli.c) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -o $@
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -o $@
 
 $(BIN)/diffpak-quantize: $(call obj,quantize/cli.c) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -o $@
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -o $@
 
 # Unit tests: tests/test_*.c, one program each (cmocka).
 TEST_SRC := $(wildcard tests/test_*.c)
@@ -100,7 +111,8 @@ TEST_BIN := $(patsubst tests/%.c,$(BUILD)/tests/%,$(TEST_SRC))
 TEST_HELP := $(call obj,$(wildcard tests/support*.c))
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
 
 # Scripts that test the built programs; they print their totals like the unit tests.
 TEST_SH := $(wildcard tests/test_*.sh)

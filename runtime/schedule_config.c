@@ -204,12 +204,12 @@ static int want_bool(const struct reader *r, const char *key, bool fallback, boo
 /* ---- Noise levels
  * ----------------------------------------------------------------------------- */
 
-/* torch.linspace in float32: from both ends to the middle. */
+/* torch.linspace in float32: from both ends to the middle, with fused multiply-adds. */
 static void linspace(float *out, uint32_t n, double start, double end) {
     const float a = (float)start, b = (float)end;
     const float step = n > 1 ? (b - a) / (float)(n - 1) : 0;
     for (uint32_t i = 0; i < n; i++)
-        out[i] = i < n / 2 ? a + step * (float)i : b - step * (float)(n - 1 - i);
+        out[i] = i < n / 2 ? fmaf(step, (float)i, a) : fmaf(-step, (float)(n - 1 - i), b);
     if (n == 1) out[0] = a;
 }
 

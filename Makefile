@@ -137,6 +137,20 @@ demo: deps
 	$(BIN)/diffpak generate $(BUILD)/shapes-xl.dpk -p "a large red circle on a blue background" --seed 42 --steps 20 -o demo.png
 	@echo "the picture is $(CURDIR)/demo.png"
 
+# Benchmarks: programs tests/bench_*.c.
+$(BUILD)/tests/bench_%: $(BUILD)/obj/tests/bench_%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
+
+## bench: kernels against the measured peak of this machine
+bench: $(BUILD)/tests/bench_kernels
+	$(BUILD)/tests/bench_kernels
+
+## bench-real: the real SDXL from its configs with drawn weights: convert, one step, one decode
+bench-real: all
+	BUILD=$(BUILD) tests/bench_real.sh $(MODELS)
+
 ## asan: run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 asan:
 	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
@@ -157,6 +171,6 @@ help:
 clean:
 	rm -rf build
 
-.PHONY: all deps test check demo asan tsan format help clean
+.PHONY: all deps test check demo bench bench-real asan tsan format help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

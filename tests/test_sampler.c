@@ -160,12 +160,14 @@ static void check_case(const cJSON *c, struct config *config, double *worst) {
     }
     free(t);
     float *sigmas = load(name, ".sigmas", &n);
+    /* Rescaled levels hang on PyTorch's float32 square root, which is not correctly rounded. */
+    const double loose = strstr(name, ".zero_snr.") ? 5e-6 : 1e-6;
     if (sigmas && s->n_sigmas) {
         /* Heun's list has the inner ones twice. */
         assert_int_equal(n, s->order == 2 ? 2 * s->n_sigmas - 2 : s->n_sigmas);
         for (size_t i = 0; i < n; i++) {
             double got = s->sigmas[s->order == 2 ? (i + 1) / 2 : i];
-            if (fabs(got - sigmas[i]) > 1e-6 * fabs(sigmas[i]))
+            if (fabs(got - sigmas[i]) > loose * fabs(sigmas[i]))
                 fail_msg("%s: sigma %zu is %.9g, want %.9g", name, i, got, sigmas[i]);
         }
     }

@@ -74,18 +74,31 @@ struct dpk_value {             /* 32 bytes */
     int32_t dim[DPK_MAX_RANK]; /* inputs: a fixed size, or 0 for any; others 0 */
     uint32_t zero[2];
 };
+enum dpk_tensor_flags {
+    /* The source has it as a 1x1 convolution (rank 2, panels). For filters: computes as any linear. */
+    DPK_TENSOR_CONV1X1 = 1,
+    /* s8: rows of the operator's input are quantized to int8 as well, when it runs: per row
+     * s = max(|x|max, 1e-5) / 127, q = clamp(round(x / s), -127, 127). Without it the weights are
+     * widened and the product is one of floats. */
+    DPK_TENSOR_DYNAMIC = 2,
+    /* With DYNAMIC, the other rule: s = max(|x|max / 127.5, 2^-23), q = clamp(round(x * (1 / s)),
+     * -128, 127). */
+    DPK_TENSOR_TORCHAO = 4,
+};
 struct dpk_tensor_record { /* 128 bytes */
     uint32_t name;         /* unique; as "unet.mid_block.attentions.0.norm.weight" */
     uint32_t
         source; /* names of the source tensors it is made of, in row order, one space between */
     uint32_t dtype, layout, rank;
     int32_t dim[DPK_MAX_RANK]; /* logical shape, see ops.h */
+    /* Companions are indexed by logical row, whatever the order of rows in the panels. */
     uint32_t scale;  /* s8: tensor of float32 [N]; s4: of float32 [N, K/group]; else DPK_NONE */
     uint32_t colsum; /* s8: tensor of the int32 row sums of the weights [N]; else DPK_NONE */
-    uint32_t group;  /* s4: channels per scale; else 0 */
+    uint32_t group;  /* s4: channels per scale, a multiple of 8 that divides them; else 0 */
     uint64_t offset, bytes; /* offset within the weights section */
     uint64_t hash;          /* XXH3-64 of its bytes */
-    uint32_t zero[14];
+    uint32_t flags;         /* enum dpk_tensor_flags */
+    uint32_t zero[13];
 };
 
 /* ---- Reading ------------------------------------------------------------------------------- */
@@ -163,6 +176,7 @@ struct dpk_tensor_spec {
     int dtype, layout;
     struct dpk_shape shape;
     uint32_t scale, colsum, group; /* DPK_NONE, DPK_NONE, 0 unless quantized */
+    uint32_t flags;                /* enum dpk_tensor_flags */
 };
 int dpk_writer_tensor(struct dpk_writer *w, const struct dpk_tensor_spec *spec, uint32_t *index,
                       dpk_error *err);

@@ -292,6 +292,25 @@ done:
     return rc;
 }
 
+static int check_flags(const struct dpk_check *c, const struct dpk_tensor_record *t) {
+    const char *name = dpk_file_string(c->f, t->name);
+    int rc = DPK_OK;
+    if (t->flags & ~(uint32_t)(DPK_TENSOR_CONV1X1 | DPK_TENSOR_DYNAMIC | DPK_TENSOR_TORCHAO))
+        DPK_FAIL(c->err, DPK_EFORMAT, "%s: tensor %.100s: flags %#x are unknown", c->path, name,
+                 t->flags);
+    if (t->flags & DPK_TENSOR_CONV1X1 && (t->layout != DPK_LAYOUT_PANEL || t->rank != 2))
+        DPK_FAIL(c->err, DPK_EFORMAT, "%s: tensor %.100s: %s of rank %u as a 1x1 convolution",
+                 c->path, name, dpk_layout_name((int)t->layout), t->rank);
+    if (t->flags & DPK_TENSOR_DYNAMIC && t->dtype != DPK_S8)
+        DPK_FAIL(c->err, DPK_EFORMAT, "%s: tensor %.100s: dynamic quantization with %s, want s8",
+                 c->path, name, dpk_dtype_name((int)t->dtype));
+    if (t->flags & DPK_TENSOR_TORCHAO && !(t->flags & DPK_TENSOR_DYNAMIC))
+        DPK_FAIL(c->err, DPK_EFORMAT,
+                 "%s: tensor %.100s: a rule of dynamic quantization without it", c->path, name);
+done:
+    return rc;
+}
+
 static int check_quantization(const struct dpk_check *c, const struct dpk_tensor_record *t) {
     const char *name = dpk_file_string(c->f, t->name);
     const bool s8 = t->dtype == DPK_S8, s4 = t->dtype == DPK_S4;
@@ -313,12 +332,14 @@ static int check_quantization(const struct dpk_check *c, const struct dpk_tensor
         DPK_TRY(check_companion(c, t, "colsum", t->colsum, DPK_I32, 0));
     }
     if (s4) {
-        int64_t k = 1; /* channels of a row; below 2^40 */
+        const int32_t channels = t->dim[t->rank - 1]; /* no group spans two taps of a kernel */
+        int64_t k = 1;                                /* values of a row; below 2^40 */
         for (uint32_t i = 1; i < t->rank; i++) k *= t->dim[i];
-        if (t->group == 0 || k % t->group || k / t->group > INT32_MAX)
+        if (t->group == 0 || t->group % 8 || (uint32_t)channels % t->group ||
+            k / t->group > INT32_MAX)
             DPK_FAIL(c->err, DPK_EFORMAT,
-                     "%s: tensor %.100s: group %u does not divide K = %" PRId64, c->path, name,
-                     t->group, k);
+                     "%s: tensor %.100s: group %u, want a multiple of 8 that divides %d channels",
+                     c->path, name, t->group, channels);
         DPK_TRY(check_companion(c, t, "scale", t->scale, DPK_F32, (int32_t)(k / t->group)));
     }
 done:
@@ -363,6 +384,7 @@ static int check_tensor(const struct dpk_check *c, uint32_t i, uint64_t *end) {
                  "%s: tensor %.100s: %" PRIu64 " bytes at %" PRIu64 ", want offset %" PRIu64
                  " in a section of %" PRIu64,
                  c->path, name, bytes, t->offset, want, weights);
+    DPK_TRY(check_flags(c, t));
     if (!dpk_check_all_zero(t->zero, sizeof t->zero))
         DPK_FAIL(c->err, DPK_EFORMAT, "%s: tensor %.100s: reserved words are not zero", c->path,
                  name);

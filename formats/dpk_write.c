@@ -191,7 +191,8 @@ int dpk_writer_tensor(struct dpk_writer *w, const struct dpk_tensor_spec *spec, 
                                   .rank = (uint32_t)spec->shape.rank,
                                   .scale = spec->scale,
                                   .colsum = spec->colsum,
-                                  .group = spec->group};
+                                  .group = spec->group,
+                                  .flags = spec->flags};
     int rc = DPK_OK;
     DPK_TRY(dpk_writer_string(w, spec->name, &t.name, err));
     DPK_TRY(dpk_writer_string(w, spec->source, &t.source, err));

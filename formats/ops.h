@@ -41,7 +41,8 @@ enum dpk_value_type {
  *   RAW        row-major
  *   PANEL      [ceil(N/16)][K'/g][16][g]: 16 rows, groups of g adjacent k; g = 1 f32, 2 bf16 and
  *              f16, 4 s8, 8 s4. K' = taps * roundup(C, g) for a convolution [N,kh,kw,C]
- *              (taps = kh*kw), roundup(K, g) for a linear; zero padded
+ *              (taps = kh*kw), roundup(K, g) for a linear; zero padded. s4: two's complement, the
+ *              even k in the low half of its byte
  *   PANEL_GLU  as PANEL of the 2F rows in the order 8 value rows, 8 gate rows, 8 value rows, ...:
  *              panel p holds values 8p..8p+7 and then gates 8p..8p+7 (zero rows from F on)
  *   VEC        float32 [n], in the file RAW with rank 1 and dtype F32; operand rule only */

@@ -161,6 +161,10 @@ static void resolve_weight(const struct dpk_file *file, uint32_t index, struct d
             (const int32_t *)(const void *)(file->weights + file->tensors[t->colsum].offset);
 }
 
+double dpk_plan_work(const struct dpk_cost *cost) {
+    return cost->flops + 8 * cost->bytes; /* some eight operations go by in the time of a byte */
+}
+
 /* Operators that pick rows by numbers from the host: remember the range. */
 static void note_checks(struct dpk_plan_stage *s, const struct dpk_op *op) {
     uint32_t input = DPK_NONE;
@@ -208,8 +212,7 @@ static int resolve_op(struct dpk_plan *plan, struct dpk_plan_stage *s, uint32_t 
     set_shape(&s->values[number], &out, value_dtype(plan, s->program->values[number].type));
     call->out = (struct dpk_tensor){.dtype = s->values[number].dtype, .shape = out};
     s->costs[index] = dpk_op_cost(op, in, wt, &out, plan->act_dtype == DPK_BF16 ? 2 : 4, wt_bytes);
-    /* About eight operations go by in the time of a byte; only a progress bar depends on it. */
-    s->work += s->costs[index].flops + 8 * s->costs[index].bytes;
+    s->work += dpk_plan_work(&s->costs[index]);
     note_checks(s, op);
 done:
     return rc;

@@ -110,6 +110,9 @@ uint32_t dpk_plan_find_output(const struct dpk_plan_stage *stage, const struct d
  * file's float matrices (by bytes) have. */
 int32_t dpk_plan_act_dtype(const struct dpk_backend *backend, const struct dpk_file *file);
 
+/* An estimate of an operator's time, in units of one floating-point operation. */
+double dpk_plan_work(const struct dpk_cost *cost);
+
 /* "[2,77,768]" into out (at least 64 bytes); returns out. */
 char *dpk_plan_shape_text(const struct dpk_shape *shape, char *out, size_t size);
 

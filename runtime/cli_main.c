@@ -1,0 +1,70 @@
+/* `diffpak`: paint pictures with packed models, and look into them. */
+#include "cli.h"
+
+#include <string.h>
+
+static const char help[] =
+    "diffpak: paint pictures with packed text-to-image models\n"
+    "\n"
+    "  diffpak generate MODEL.dpk -p PROMPT... -o OUT.png\n"
+    "      -n, --negative TEXT     what not to paint; \"\" is encoded, none is the model's rule\n"
+    "      --steps N  --guidance G  --guidance-rescale R  --scheduler NAME\n"
+    "      --seed S                one for the batch, or repeated: one for each picture\n"
+    "      --width W  --height H   pixels\n"
+    "      --batch N               pictures of each prompt: OUT_0.png, OUT_1.png, ...\n"
+    "      --rng cpu|cuda          whose noise of PyTorch to draw\n"
+    "      --latents IN.npy        noise to start from, [N,h,w,C] (or [N,C,h,w])\n"
+    "      --trace DIR             latents after each step, context and image as NPY\n"
+    "      --threads N  --backend cpu|cuda  --memory-limit BYTES  -q\n"
+    "      Schedulers: euler euler-a ddim pndm dpm++2m dpm++2m-karras dpm++2m-sde unipc lcm\n"
+    "      heun lms\n"
+    "  diffpak inspect  MODEL.dpk [--tensors] [--program NAME] [--width W --height H --batch N]\n"
+    "                   [--json]\n"
+    "      metadata, sizes, layers, operators, cost, planned memory\n"
+    "  diffpak verify   MODEL.dpk\n"
+    "      every checksum and rule\n"
+    "  diffpak run      MODEL.dpk text|denoise|decode|encode --in NAME=FILE.npy ...\n"
+    "                   --out NAME=FILE.npy ... [--threads N] [--backend cpu|cuda]\n"
+    "      one component on given arrays (images and latents NHWC)\n"
+    "  diffpak tokens   MODEL.dpk PROMPT [--json]\n"
+    "      ids of each tokenizer, padded as the model takes them\n"
+    "  diffpak schedule MODEL.dpk [--steps N] [--scheduler NAME] [--json]\n"
+    "  diffpak noise    --seed S --shape N,C,H,W [--rng cpu|cuda] [--dtype f32|f16|bf16]\n"
+    "                   -o FILE.npy\n"
+    "  diffpak bench    MODEL.dpk [--program P] [--width W] [--height H] [--batch N]\n"
+    "                   [--threads N] [--repeat N] [--profile] [--json]\n"
+    "\n"
+    "Exit status: 0 good, 1 failed, 2 wrong usage. DPK_ISA=ref|avx2|avx512|avx512bf16 forces\n"
+    "an instruction set.\n";
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+} commands[] = {
+    {"generate", dpk_cli_generate}, {"inspect", dpk_cli_inspect}, {"verify", dpk_cli_verify},
+    {"run", dpk_cli_run},           {"tokens", dpk_cli_tokens},   {"schedule", dpk_cli_schedule},
+    {"noise", dpk_cli_noise},       {"bench", dpk_cli_bench},
+};
+
+static bool asks_for_help(const char *arg) { return !strcmp(arg, "--help") || !strcmp(arg, "-h"); }
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        fprintf(stderr, "diffpak: a command is missing: generate, inspect, verify, run, tokens, "
+                        "schedule, noise, bench (see diffpak --help)\n");
+        return CLI_USAGE;
+    }
+    bool wants_help = asks_for_help(argv[1]) || (argc > 2 && asks_for_help(argv[2]));
+    if (wants_help || !strcmp(argv[1], "help")) {
+        fputs(help, stdout);
+        return dpk_cli_flush();
+    }
+    if (!strcmp(argv[1], "--version")) {
+        printf("diffpak %s\n", dpk_version());
+        return dpk_cli_flush();
+    }
+    for (size_t i = 0; i < CLI_N(commands); i++)
+        if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "diffpak: unknown command %s (see diffpak --help)\n", argv[1]);
+    return CLI_USAGE;
+}

@@ -9,8 +9,8 @@ double test_ref_act(int act, double x) {
         return x / (1 + exp(-x));
     case DPK_ACT_GELU:
         return 0.5 * x * erfc(-x / sqrt(2.0));
-    case DPK_ACT_GELU_TANH:
-        return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case DPK_ACT_GELU_TANH: /* 1 + tanh(u) = 2 / (1 + exp(-2u)), which does not cancel */
+        return x / (1 + exp(-2 * sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
     case DPK_ACT_QUICK_GELU:
         return x / (1 + exp(-1.702 * x));
     default:

@@ -1,0 +1,81 @@
+/* Writing a file that appears whole under its name or not at all: a temporary name beside it,
+ * fsync, rename. What exists and is no regular file (/dev/stdout, a pipe) is written directly.
+ * In a header because the programs that write NPY and PNG files share no other object. */
+#ifndef DPK_ATOMIC_FILE_H
+#define DPK_ATOMIC_FILE_H
+
+#include "fail.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct dpk_atomic_file {
+    const char *path; /* borrowed */
+    char *temp;       /* NULL: written directly */
+    int fd;
+};
+
+static inline int dpk_atomic_open(struct dpk_atomic_file *f, const char *path, dpk_error *err) {
+    struct stat st;
+    f->path = path;
+    f->temp = NULL;
+    f->fd = -1;
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
+        f->fd = open(path, O_WRONLY | O_CLOEXEC);
+        if (f->fd >= 0) return DPK_OK;
+        return dpk_error_set(err, DPK_EIO, "%s: cannot write: %s", path, strerror(errno));
+    }
+    /* open and not mkstemp, so that the file's mode is the user's default. */
+    for (int i = 0; i < 1000 && f->fd < 0; i++) {
+        free(f->temp);
+        if (asprintf(&f->temp, "%s.tmp-%ld-%d", path, (long)getpid(), i) < 0) {
+            f->temp = NULL;
+            return dpk_error_set(err, DPK_ENOMEM, "%s: out of memory", path);
+        }
+        f->fd = open(f->temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (f->fd < 0 && errno != EEXIST) break;
+    }
+    if (f->fd >= 0) return DPK_OK;
+    free(f->temp);
+    f->temp = NULL;
+    return dpk_error_set(err, DPK_EIO, "%s: cannot create: %s", path, strerror(errno));
+}
+
+static inline int dpk_atomic_write(struct dpk_atomic_file *f, const void *data, size_t n,
+                                   dpk_error *err) {
+    while (n > 0) {
+        ssize_t w = write(f->fd, data, n);
+        if (w < 0 && errno == EINTR) continue;
+        if (w <= 0)
+            return dpk_error_set(err, DPK_EIO, "%s: cannot write: %s", f->path,
+                                 w < 0 ? strerror(errno) : "nothing written");
+        data = (const char *)data + w;
+        n -= (size_t)w;
+    }
+    return DPK_OK;
+}
+
+/* Give the file its name if rc is DPK_OK, else remove what was written. Returns rc or its own
+ * error. */
+static inline int dpk_atomic_close(struct dpk_atomic_file *f, int rc, dpk_error *err) {
+    if (f->fd < 0) return rc;
+    if (rc == DPK_OK && f->temp && fsync(f->fd) != 0)
+        rc = dpk_error_set(err, DPK_EIO, "%s: cannot write: %s", f->path, strerror(errno));
+    if (close(f->fd) != 0 && rc == DPK_OK)
+        rc = dpk_error_set(err, DPK_EIO, "%s: cannot write: %s", f->path, strerror(errno));
+    if (rc == DPK_OK && f->temp && rename(f->temp, f->path) != 0)
+        rc = dpk_error_set(err, DPK_EIO, "%s: cannot create: %s", f->path, strerror(errno));
+    if (rc != DPK_OK && f->temp) unlink(f->temp);
+    free(f->temp);
+    f->temp = NULL;
+    f->fd = -1;
+    return rc;
+}
+
+#endif

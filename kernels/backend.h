@@ -1,7 +1,8 @@
 /* What a backend is: the operator table over a device buffer, and nothing more.
  *
- * The runtime owns plans, programs and memory layout; a backend owns a device (a thread pool, a GPU) and runs operators on tensors
- * that lie in memory which it allocated, or on the mapped weights it was given. */
+ * The runtime owns plans, programs and memory layout; a backend owns a device (a thread pool, a
+ * GPU) and runs operators on tensors that lie in memory which it allocated, or on the mapped
+ * weights it was given. */
 #ifndef DPK_BACKEND_H
 #define DPK_BACKEND_H
 
@@ -9,7 +10,7 @@
 
 /* An activation: dense, row-major, channels last. */
 struct dpk_tensor {
-    void *data; /* on the backend's device; NULL while planning */
+    void *data;    /* on the backend's device; NULL while planning */
     int32_t dtype; /* DPK_F32, DPK_BF16 or DPK_I32 */
     struct dpk_shape shape;
 };
@@ -24,7 +25,8 @@ struct dpk_weight {
     int32_t group;
 };
 
-/* One operator with its operands resolved. in[i].shape.rank == 0 and wt[i].shape.rank == 0 mark absent operands. */
+/* One operator with its operands resolved. in[i].shape.rank == 0 and wt[i].shape.rank == 0 mark
+ * absent operands. */
 struct dpk_call {
     const struct dpk_op *op;
     struct dpk_tensor in[DPK_MAX_IN];
@@ -43,21 +45,28 @@ struct dpk_backend {
     /* Device memory for arenas. Aligned to 64 bytes at least. NULL if there is none. */
     void *(*alloc)(struct dpk_backend *be, size_t n_bytes);
     void (*release)(struct dpk_backend *be, void *p, size_t n_bytes);
-    /* Copy between host and device memory, in order with runs; download waits for what was queued before it. */
-    int (*upload)(struct dpk_backend *be, void *dst, const void *host_src, size_t n_bytes, dpk_error *err);
-    int (*download)(struct dpk_backend *be, void *host_dst, const void *src, size_t n_bytes, dpk_error *err);
-    /* Make the weights usable: for a CPU nothing, for a GPU one upload. weights: the whole section. Called once per model. */
+    /* Copy between host and device memory, in order with runs; download waits for what was queued
+     * before it. */
+    int (*upload)(struct dpk_backend *be, void *dst, const void *host_src, size_t n_bytes,
+                  dpk_error *err);
+    int (*download)(struct dpk_backend *be, void *host_dst, const void *src, size_t n_bytes,
+                    dpk_error *err);
+    /* Make the weights usable: for a CPU nothing, for a GPU one upload. weights: the whole section.
+     * Called once per model. */
     int (*attach)(struct dpk_backend *be, const struct dpk_file *file, dpk_error *err);
     /* Scratch that run() needs for this call (data pointers are NULL). */
     size_t (*scratch_bytes)(const struct dpk_backend *be, const struct dpk_call *call);
-    /* Can the result share memory with input i (same size in bytes)? Only asked for inputs that die here. */
+    /* Can the result share memory with input i (same size in bytes)? Only asked for inputs that die
+     * here. */
     bool (*in_place)(const struct dpk_backend *be, const struct dpk_call *call, int i);
     /* Run, or queue, one operator. Allocates nothing. Shapes were checked by dpk_op_shape. */
     int (*run)(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err);
 };
 
-/* The CPU backend. n_threads 0: one per core the process may use. isa NULL: the best there is, or what DPK_ISA in the environment says;
- * a name the machine cannot run, or does not exist, is DPK_EARG. act_dtype 0: the backend's choice, or DPK_F32/DPK_BF16 to force one. */
-int dpk_cpu_create(struct dpk_backend **be, int n_threads, const char *isa, int act_dtype, dpk_error *err);
+/* The CPU backend. n_threads 0: one per core the process may use. isa NULL: the best there is, or
+ * what DPK_ISA in the environment says; a name the machine cannot run, or does not exist, is
+ * DPK_EARG. act_dtype 0: the backend's choice, or DPK_F32/DPK_BF16 to force one. */
+int dpk_cpu_create(struct dpk_backend **be, int n_threads, const char *isa, int act_dtype,
+                   dpk_error *err);
 
 #endif

@@ -11,7 +11,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* Mapped: [before ... NaN][array][page without access]. At least one page stands before the array. */
+/* Mapped: [before ... NaN][array][page without access]. At least one page stands before the
+ * array. */
 static size_t mapped_bytes(size_t n_bytes, size_t page) {
     return (n_bytes + page - 1) / page * page + 2 * page;
 }

@@ -1,11 +1,13 @@
-/* linear and conv2d in double precision, straight from their rows in ops.def: the reference of the tests. */
+/* linear and conv2d in double precision, straight from their rows in ops.def: the reference of the
+ * tests. */
 #ifndef DPK_TEST_REF_GEMM_H
 #define DPK_TEST_REF_GEMM_H
 
 #include "../formats/ops.h"
 
-/* Operands as plain floats, row-major; NULL where absent. Beside every result stands its magnitude: what it would be if every
- * product and sum had its absolute value, the scale of rounding errors. */
+/* Operands as plain floats, row-major; NULL where absent. Beside every result stands its magnitude:
+ * what it would be if every product and sum had its absolute value, the scale of rounding
+ * errors. */
 struct test_linear {
     int images, rows; /* x has images * rows rows */
     int k1, k2, n;    /* n results (with glu, w has 2n rows) */

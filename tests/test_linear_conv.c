@@ -1,4 +1,5 @@
-/* linear and conv2d of the CPU backend: every level, every pair of types, shapes with every tail, against double precision. */
+/* linear and conv2d of the CPU backend: every level, every pair of types, shapes with every tail,
+ * against double precision. */
 #include "../kernels/backend.h"
 #include "../kernels/cpu/cpu.h"
 #include "support_guard.h"
@@ -43,7 +44,8 @@ static int tear_down(void **state) {
 
 /* ---- Operands ------------------------------------------------------------------------------- */
 
-/* A call under construction: the plain floats for the reference, and the guarded arrays for the backend. */
+/* A call under construction: the plain floats for the reference, and the guarded arrays for the
+ * backend. */
 struct operands {
     struct dpk_op op;
     struct dpk_call call;
@@ -103,7 +105,8 @@ static const float *add_bias(struct operands *o, int n) {
     return b;
 }
 
-/* The result's shape by the operator table, so that a case the table refuses cannot be tested by mistake. */
+/* The result's shape by the operator table, so that a case the table refuses cannot be tested by
+ * mistake. */
 static size_t finish_operands(struct operands *o) {
     struct dpk_shape in[DPK_MAX_IN], wt[DPK_MAX_WT];
     dpk_error err = {0};
@@ -127,8 +130,8 @@ static void free_operands(struct operands *o) {
     for (int i = 0; i < DPK_MAX_IN + DPK_MAX_WT; i++) free(o->plain[i]);
 }
 
-/* Result of the call in a guarded array of n elements, with scratch of exactly the size asked for. With in_place >= 0 the result
- * is written over a copy of that input. */
+/* Result of the call in a guarded array of n elements, with scratch of exactly the size asked for.
+ * With in_place >= 0 the result is written over a copy of that input. */
 static void *run_call(struct dpk_backend *be, const struct operands *o, size_t n, int in_place) {
     struct dpk_call call = o->call;
     size_t bytes = n * test_dtype_bytes(o->x_dtype);

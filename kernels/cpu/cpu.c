@@ -33,12 +33,10 @@ static int cpu_act_dtype(const struct dpk_backend *be, int weight_dtype) {
     return weight_dtype == DPK_BF16 && cpu->isa == DPK_ISA_AVX512BF16 ? DPK_BF16 : DPK_F32;
 }
 
-/* Page aligned, and in whole large pages where it is large: fewer translations in the product loops. */
 static void *cpu_alloc(struct dpk_backend *be, size_t n_bytes) {
+    void *p = NULL;
     (void)be;
-    size_t align = n_bytes >= (size_t)4 << 20 ? (size_t)2 << 20 : 4096;
-    if (n_bytes > SIZE_MAX - align) return NULL;
-    return aligned_alloc(align, (n_bytes + align - 1) / align * align);
+    return posix_memalign(&p, 4096, n_bytes ? n_bytes : 1) == 0 ? p : NULL;
 }
 
 static void cpu_release(struct dpk_backend *be, void *p, size_t n_bytes) {
@@ -111,7 +109,8 @@ static int count_cores(void) {
     return n > 0 ? (int)n : 1;
 }
 
-/* A cache size of the system, or `otherwise` where it does not tell (containers and some virtual machines do not). */
+/* A cache size of the system, or `otherwise` where it does not tell (containers and some virtual
+ * machines do not). */
 static size_t cache_bytes(int name, size_t otherwise) {
     long n = sysconf(name);
     return n > 0 ? (size_t)n : otherwise;

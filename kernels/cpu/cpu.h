@@ -1,8 +1,9 @@
 /* Inside of the CPU backend: instruction-set levels, the kernel table, the thread pool.
  *
- * An operator is a file op_<name>.c that cuts the work into tasks whose results do not depend on the number of threads, and calls
- * kernels through `struct dpk_kernels`. Kernels are pure (pointers, strides, counts; no allocation, no globals), one table per
- * instruction-set level, filled from kernels.def. Sources in kernels/cpu/isa/ are compiled once per level. */
+ * An operator is a file op_<name>.c that cuts the work into tasks whose results do not depend on
+ * the number of threads, and calls kernels through `struct dpk_kernels`. Kernels are pure
+ * (pointers, strides, counts; no allocation, no globals), one table per instruction-set level,
+ * filled from kernels.def. Sources in kernels/cpu/isa/ are compiled once per level. */
 #ifndef DPK_CPU_H
 #define DPK_CPU_H
 
@@ -19,23 +20,26 @@ const char *dpk_isa_name(int isa);
 bool dpk_isa_available(int isa);
 int dpk_isa_best(void);
 
-/* ---- Matrix tile: the one product kernel behind linears, convolutions and attention ---------------------------------------
+/* ---- Matrix tile: the product kernel of linears, convolutions and attention ------------------
  *
- * C[r][c] = sum over segments s, k < k_len[s] of A_s[r][k] * B[k0_s + k][c]   for r < MR rows, c < 16 * n_panels columns.
- * A is n_seg segments; segment s of row r is k_len[s] contiguous elements at a[s * MR + r] (element type of A). Rows past the real
- * ones repeat a real row (clamped pointers), so that a tile always has MR rows. Segments follow each other in B without
- * gaps: segment s takes roundup(k_len[s], g) k's of every panel. A's elements between k_len and that roundup are not read.
- * B points at the first panel, b_stride bytes from one panel to the next. C is float32 [MR][16 * n_panels], c_stride elements a row,
- * overwritten. */
+ * C[r][c] = sum over segments s, k < k_len[s] of A_s[r][k] * B[k0_s + k][c]
+ * for r < MR rows, c < 16 * n_panels columns.
+ *
+ * A is n_seg segments; segment s of row r is k_len[s] contiguous elements at a[s * MR + r] (element
+ * type of A). Rows past the real ones repeat a real row (clamped pointers), so that a tile always
+ * has MR rows. Segments follow each other in B without gaps: segment s takes roundup(k_len[s], g)
+ * k's of every panel. A's elements between k_len and that roundup are not read. B points at the
+ * first panel, b_stride bytes from one panel to the next. C is float32 [MR][16 * n_panels],
+ * c_stride elements a row, overwritten. */
 struct dpk_tile {
-    const void *const *a;  /* [n_seg][MR] */
-    const int32_t *k_len;  /* [n_seg] */
+    const void *const *a; /* [n_seg][MR] */
+    const int32_t *k_len; /* [n_seg] */
     int32_t n_seg;
-    int32_t n_panels;      /* 1 .. NP */
+    int32_t n_panels; /* 1 .. NP */
     const void *b;
-    size_t b_stride;       /* bytes */
+    size_t b_stride; /* bytes */
     float *c;
-    int32_t c_stride;      /* elements */
+    int32_t c_stride; /* elements */
 };
 typedef void dpk_tile_fn(const struct dpk_tile *t);
 struct dpk_tile_kernel {
@@ -43,17 +47,19 @@ struct dpk_tile_kernel {
     int mr, np;      /* rows of a tile, largest n_panels */
 };
 
-/* ---- The kernel table of one level: see isa/ for the contracts (each member is declared in kernels.def) ------------------- */
+/* ---- The kernel table of one level (members: kernels.def) ----------------------------------- */
 #include "kernels.h"
 
-/* ---- Thread pool ------------------------------------------------------------------------------------------------------
- * Runs fn(arg, task, worker) for task 0..n_tasks-1, each once, on any worker 0..n_workers-1 (the caller is worker 0), and returns
- * when all are done. Spins a little, then sleeps. One call at a time. No allocation. */
+/* ---- Thread pool ----------------------------------------------------------------------------
+ * Runs fn(arg, task, worker) for task 0..n_tasks-1, each once, on any worker 0..n_workers-1 (the
+ * caller is worker 0), and returns when all are done. Spins a little, then sleeps. One call at a
+ * time. No allocation. */
 struct dpk_pool;
 int dpk_pool_create(struct dpk_pool **pool, int n_workers, dpk_error *err);
 void dpk_pool_free(struct dpk_pool *pool);
 int dpk_pool_workers(const struct dpk_pool *pool);
-void dpk_pool_run(struct dpk_pool *pool, int n_tasks, void (*fn)(void *arg, int task, int worker), void *arg);
+void dpk_pool_run(struct dpk_pool *pool, int n_tasks, void (*fn)(void *arg, int task, int worker),
+                  void *arg);
 
 struct dpk_cpu {
     struct dpk_backend base; /* first: a dpk_backend * is a dpk_cpu * */

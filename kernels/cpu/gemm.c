@@ -27,13 +27,14 @@ static size_t pointer_bytes(const struct dpk_gemm *g) {
     return dpk_round_up((size_t)g->block_rows * (size_t)g->n_seg * sizeof(void *), 64);
 }
 
-/* Rows of a block: what three quarters of L2 hold beside one group of panels. Packed rows only pay when many panels use them. */
+/* Rows of a block: what three quarters of L2 hold beside one group of panels; where the group alone
+ * is larger, enough rows to pay for bringing it in. */
 size_t dpk_gemm_plan(const struct dpk_cpu *cpu, struct dpk_gemm *g) {
     int mr = g->tile->mr, np = g->tile->np, workers = dpk_pool_workers(cpu->pool);
     size_t l2 = cpu->l2_bytes / 4 * 3, group = g->b_stride * (size_t)np;
     size_t room = group < l2 ? l2 - group : 0;
     size_t row = g->a_row_bytes > 0 ? g->a_row_bytes : 1;
-    int64_t rows = clamp((int64_t)(room / row), 96, 576);
+    int64_t rows = clamp((int64_t)(room / row), 192, 576);
     int64_t groups = (g->panels + np - 1) / np;
     g->block_rows = round_rows(rows < g->m ? rows : g->m, mr);
     /* A few tasks for each worker: first by splitting the panels, then the rows. */

@@ -1,4 +1,5 @@
-/* Instruction-set levels of this machine: the processor's feature bits, and whether the system saves the registers. */
+/* Instruction-set levels of this machine: the processor's feature bits, and whether the system
+ * saves the registers. */
 #include "cpu.h"
 
 #include <stddef.h>

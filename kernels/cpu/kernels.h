@@ -8,10 +8,12 @@
 
 /* What follows a product tile: for r < rows, j < n
  *     v = act(c[r][j] + bias[j] + temb[r][j]) * gate[r][j] + residual[r][j],    out[r][j] = v
- * where each of bias, temb, gate and residual is left out if NULL. With glu the tile's columns are 8 values, 8 gates, 8 values, ...:
+ * where each of bias, temb, gate and residual is left out if NULL. With glu the tile's columns are
+ * 8 values, 8 gates, 8 values, ...:
  *     v = (value + bias[j]) * act(gating + bias_glu[j]), then gate and residual as above.
- * Nothing beyond the n columns of any operand is read or written, except c, which has a whole number of 16-column panels.
- * out may be the residual. Arithmetic in float32; bfloat16 results are rounded to nearest even. */
+ * Nothing beyond the n columns of any operand is read or written, except c, which has a whole
+ * number of 16-column panels. out may be the residual. Arithmetic in float32; bfloat16 results are
+ * rounded to nearest even. */
 enum { DPK_MAX_MR = 16 }; /* rows of the tallest tile */
 struct dpk_epilogue {
     const float *c;
@@ -32,6 +34,8 @@ typedef void dpk_widen_fn(float *dst, const uint16_t *src, size_t n);
 
 /* ---- Other operators ------------------------------------------------------------------------ */
 
+#include "kernels_ops.h"
+
 /* ---- The table ------------------------------------------------------------------------------ */
 
 struct dpk_kernels {
@@ -45,7 +49,8 @@ struct dpk_kernels {
 /* The table of a level that the machine has. */
 const struct dpk_kernels *dpk_kernels_get(int isa);
 
-/* The tile for these element types: this level's, or the nearest lower level's that has one (ref has all). NULL for unknown types. */
+/* The tile for these element types: this level's, or the nearest lower level's that has one (ref
+ * has all). NULL for unknown types. */
 const struct dpk_tile_kernel *dpk_cpu_tile(int isa, int a_dtype, int b_dtype);
 
 #endif

@@ -1,8 +1,9 @@
 /* conv2d: y = act(conv(up(x), w) + b + temb) + residual, see ops.def.
  *
- * Direct convolution: a row of A is an output pixel, its segments are the taps' pixels, where they lie in x. A tap in the padding
- * points at a row of zeros; nearest upsampling and stride are in the choice of the pixel. Pixels of few channels are gathered into
- * one packed segment, since a segment costs a tile about as much as 16 channels do. */
+ * Direct convolution: a row of A is an output pixel, its segments are the taps' pixels, where they
+ * lie in x. A tap in the padding points at a row of zeros; nearest upsampling and stride are in the
+ * choice of the pixel. Pixels of few channels are gathered into one packed segment, since a segment
+ * costs a tile about as much as 16 channels do. */
 #include "gemm.h"
 #include "ops_cpu.h"
 
@@ -78,7 +79,7 @@ static void pack_rows(const void *op, int64_t m0, int rows, int mr, const void *
     for (int r = 0; r < mr; r++) a[r] = pack + (size_t)(r < rows ? r : rows - 1) * v->pack_bytes;
 }
 
-/* Sizes of the product; false if no kernel takes these types. */
+/* Sizes of the product; false if no kernel takes these types, or sums this long. */
 static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, struct conv *v,
                      struct dpk_gemm *g) {
     const struct dpk_tensor *x = &call->in[DPK_IN(conv2d, x)];
@@ -107,6 +108,7 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
     if (!g->tile) return false;
     size_t taps = (size_t)v->kh * (size_t)v->kw, bytes = dpk_dtype_bytes(v->a_dtype);
     v->c_padded = dpk_round_up(v->c, (size_t)dpk_panel_group(w->dtype));
+    if (taps * v->c_padded > INT32_MAX) return false;
     g->n = call->out.shape.dim[3];
     g->m = dpk_shape_count(&call->out.shape) / g->n;
     g->panels = (g->n + 15) / 16;

@@ -1,8 +1,9 @@
 /* linear: y = epilogue(concat(x, x2) w^T), see ops.def.
  *
- * Rows of x are multiplied where they are; concatenation is a second segment. They are packed (copied, widened) into the worker's
- * scratch when the tile wants float32 of bfloat16 rows, when x ends between the two k's of a pair, or when rows lie a multiple of
- * 4 KiB apart: the rows of a tile then compete for the same lines of L1. */
+ * Rows of x are multiplied where they are; concatenation is a second segment. They are packed
+ * (copied, widened) into the worker's scratch when the tile wants float32 of bfloat16 rows, when x
+ * ends between the two k's of a pair, or when rows lie a multiple of 4 KiB apart: the rows of a
+ * tile then compete for the same lines of L1. */
 #include "gemm.h"
 #include "ops_cpu.h"
 
@@ -50,7 +51,7 @@ static bool need_pack(const struct linear *l, int group) {
     return (l->k1 * dpk_dtype_bytes(l->x_dtype)) % 4096 == 0;
 }
 
-/* Sizes of the product; false if no kernel takes these types. */
+/* Sizes of the product; false if no kernel takes these types, or sums this long. */
 static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, struct linear *l,
                      struct dpk_gemm *g) {
     const struct dpk_tensor *x = &call->in[DPK_IN(linear, x)], *x2 = &call->in[DPK_IN(linear, x2)];
@@ -65,6 +66,7 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
         l->k2 = (size_t)x2->shape.dim[x2->shape.rank - 1];
     }
     size_t k = l->k1 + l->k2, group = (size_t)dpk_panel_group(w->dtype);
+    if (k > INT32_MAX - group) return false;
     g->n = call->out.shape.dim[call->out.shape.rank - 1];
     g->m = dpk_shape_count(&call->out.shape) / g->n;
     g->panels = attrs->glu ? (g->n + 7) / 8 : (g->n + 15) / 16;

@@ -1,4 +1,5 @@
-/* The operators of the CPU backend: three symbols each, defined in op_<name>.c and called through the table in cpu.c.
+/* The operators of the CPU backend: three symbols each, defined in op_<name>.c and called through
+ * the table in cpu.c.
  *
  *   run       do the call; operands were checked by dpk_op_shape, scratch is call->scratch
  *   scratch   bytes of scratch that run needs (data pointers are NULL when it is asked); 0 if none

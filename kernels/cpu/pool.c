@@ -1,7 +1,9 @@
-/* The thread pool: workers take task numbers from one counter; between runs they spin a little and then sleep.
+/* The thread pool: workers take task numbers from one counter; between runs they spin a little and
+ * then sleep.
  *
- * A run is a generation. The caller publishes the job, raises `generation`, works itself, and then waits until every worker has
- * said that it is out of the job (`busy` is 0), so that the next run may overwrite the job's fields. */
+ * A run is a generation. The caller publishes the job, raises `generation`, works itself, and then
+ * waits until every worker has said that it is out of the job (`busy` is 0), so that the next run
+ * may overwrite the job's fields. */
 #include "cpu.h"
 
 #include "../../formats/fail.h"

@@ -1,9 +1,11 @@
-/* Product tiles f32 x {f32, bf16, f16} by AVX2 FMA: 6 rows, 1 panel (contract: struct dpk_tile in cpu.h).
+/* Product tiles f32 x {f32, bf16, f16} by AVX2 FMA: 6 rows, 1 panel (contract: struct dpk_tile in
+ * cpu.h).
  *
- * A: broadcasts of one float from raw rows. B: a panel's k is two registers (f32); a k-pair of 16-bit elements is split into its
- * even and odd k: bf16 by a shift and an AND, f16 by a byte shuffle and conversion.
- * Registers: 12 accumulators, 2 of B, 1 broadcast, 1 mask = 16 of 16. Accumulators are named, and the FMA is one line of assembly:
- * left to itself gcc spills some of them. Tail: an odd last k takes the even half only. */
+ * A: broadcasts of one float from raw rows. B: a panel's k is two registers (f32); a k-pair of
+ * 16-bit elements is split into its even and odd k: bf16 by a shift and an AND, f16 by a byte
+ * shuffle and conversion. Registers: 12 accumulators, 2 of B, 1 broadcast, 1 mask = 16 of 16.
+ * Accumulators are named, and the FMA is one line of assembly: left to itself gcc spills some of
+ * them. Tail: an odd last k takes the even half only. */
 #include "tiles.h"
 
 #include <immintrin.h>
@@ -42,7 +44,8 @@ static inline __m256 bf16_odd(const char *p) {
     __m256i high = _mm256_set1_epi32((int)0xffff0000u);
     return _mm256_castsi256_ps(_mm256_and_si256(load_pairs(p), high));
 }
-/* The same pointer, of which the compiler does not know that it is: it would keep the pairs for their odd half, in memory. */
+/* The same pointer, of which the compiler does not know that it is: it would keep the pairs for
+ * their odd half, in memory. */
 static inline const char *reload(const char *p) {
     __asm__("" : "+r"(p));
     return p;

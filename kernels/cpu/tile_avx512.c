@@ -1,9 +1,11 @@
-/* Product tiles f32 x {f32, bf16, f16} by AVX-512 FMA: 6 rows, 1 to 4 panels (contract: struct dpk_tile in cpu.h).
+/* Product tiles f32 x {f32, bf16, f16} by AVX-512 FMA: 6 rows, 1 to 4 panels (contract: struct
+ * dpk_tile in cpu.h).
  *
- * A: broadcasts of one float from raw rows. B: a panel's k is one register (f32); a k-pair of 16-bit elements is split into its
- * even and odd k: bf16 by a shift and an AND, f16 by truncating moves and conversion.
- * Registers: 24 accumulators, 4 of B, 1 broadcast, 1 mask = 30 of 32. Accumulators are named: an array of them goes to the stack
- * in some compilers. Tail: an odd last k takes the even half only. */
+ * A: broadcasts of one float from raw rows. B: a panel's k is one register (f32); a k-pair of
+ * 16-bit elements is split into its even and odd k: bf16 by a shift and an AND, f16 by truncating
+ * moves and conversion. Registers: 24 accumulators, 4 of B, 1 broadcast, 1 mask = 30 of 32.
+ * Accumulators are named: an array of them goes to the stack in some compilers. Tail: an odd last k
+ * takes the even half only. */
 #include "tiles.h"
 
 #include <immintrin.h>
@@ -38,7 +40,8 @@
         ROWS(ROW)                                                                                  \
     }
 
-/* The same pointer, of which the compiler does not know that it is: it would keep the pairs for their odd half, in memory. */
+/* The same pointer, of which the compiler does not know that it is: it would keep the pairs for
+ * their odd half, in memory. */
 static inline const char *reload(const char *p) {
     __asm__("" : "+r"(p));
     return p;

@@ -1,10 +1,12 @@
-/* Product tile bf16 x bf16 by VDPBF16PS: 6 rows, 1 to 4 panels (contract: struct dpk_tile in cpu.h).
+/* Product tile bf16 x bf16 by VDPBF16PS: 6 rows, 1 to 4 panels (contract: struct dpk_tile in
+ * cpu.h).
  *
  * A: 32-bit broadcasts of k-pairs from raw rows. B: a panel's k-pair is one register as it lies.
- * Registers: 24 accumulators, 4 of B, 1 broadcast = 29 of 32. A pair costs 10 loads for 24 products.
- * Accumulators are named: an array of them goes to the stack in some compilers.
- * Tail: an odd last k is loaded alone, its partner is zero (as is the panel's padding).
- * Rounding: the instruction adds the two products of a pair to the sum with rounding to nearest even, subnormals as 0. */
+ * Registers: 24 accumulators, 4 of B, 1 broadcast = 29 of 32. A pair costs 10 loads for 24
+ * products. Accumulators are named: an array of them goes to the stack in some compilers. Tail: an
+ * odd last k is loaded alone, its partner is zero (as is the panel's padding). Rounding: the
+ * instruction adds the two products of a pair to the sum with rounding to nearest even, subnormals
+ * as 0. */
 #include "tiles.h"
 
 #include <immintrin.h>

@@ -1,7 +1,8 @@
 /* Product tiles in portable C: 4 rows, 1 panel (contract: struct dpk_tile in cpu.h).
  *
- * One loop for all element types; the compiler unrolls the 16 columns. It is the reading of the contract that the other levels are
- * tested against, and the level of machines that have no other. */
+ * One loop for all element types; the compiler unrolls the 16 columns. It is the reading of the
+ * contract that the other levels are tested against, and the level of machines that have no
+ * other. */
 #include "tiles.h"
 
 #include <string.h>

@@ -1,5 +1,5 @@
-/* The product tiles of all levels: struct dpk_tile of cpu.h states their contract. Tile sizes are those of the best register use:
- * rows x 16-column panels, see the head of each tile_*.c. */
+/* The product tiles of all levels: struct dpk_tile of cpu.h states their contract. Tile sizes are
+ * those of the best register use: rows x 16-column panels, see the head of each tile_*.c. */
 #ifndef DPK_TILES_H
 #define DPK_TILES_H
 

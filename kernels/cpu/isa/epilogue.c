@@ -1,7 +1,8 @@
-/* Epilogue of a product tile: bias, time embedding, activation, gate, residual, rounding (contract: kernels.h).
+/* Epilogue of a product tile: bias, time embedding, activation, gate, residual, rounding (contract:
+ * kernels.h).
  *
- * One body, specialised by the compiler on what costs time when tested per vector: the type and the activation. Tails: the last
- * vector of a row goes through counted loads and stores. */
+ * One body, specialised by the compiler on what costs time when tested per vector: the type and the
+ * activation. Tails: the last vector of a row goes through counted loads and stores. */
 #include "isa.h"
 #include "vec.h"
 

@@ -1,4 +1,5 @@
-/* Opened by every source of isa/: the name of a kernel at the level being compiled, and the prototypes of all of them.
+/* Opened by every source of isa/: the name of a kernel at the level being compiled, and the
+ * prototypes of all of them.
  *
  * DPK_LEVEL_FN(epilogue) is dpk_epilogue_avx2 when the file is compiled for avx2, and so on. */
 #ifndef DPK_ISA_H

@@ -1,12 +1,14 @@
-/* A vector of floats, the same source for every level: scalar (ref), 8 lanes (avx2), 16 lanes (avx512 and up).
+/* A vector of floats, the same source for every level: scalar (ref), 8 lanes (avx2), 16 lanes
+ * (avx512 and up).
  *
- *   vf, VF_N                      the type and its lanes
- *   vf_load, vf_store             VF_N floats; vf_loadn, vf_storen only the first n (0 <= n <= VF_N),
- *                                 no other memory is touched, missing lanes read as 0
- *   vf_load_bf16, ...             the same on bfloat16; stores round to nearest even, NaN stays NaN
- *   vf_load_f16, vf_loadn_f16     half precision, loads only
- *   vf_loada, vf_storea           on an array of `dtype` (DPK_F32 or DPK_BF16) at element i, n lanes
- *   vf_exp, vf_sigmoid, vf_phi    error below 2e-7 relative (vf_phi: 1e-6 where it is above 1e-12)
+ *   vf, VF_N               the type and its lanes
+ *   vf_load, vf_store      VF_N floats; vf_loadn, vf_storen only the first n (0 <= n <= VF_N): no
+ *                          other memory is touched, missing lanes read as 0
+ *   vf_load_bf16, ...      the same on bfloat16; stores round to nearest even, NaN stays NaN
+ *   vf_load_f16, ...       half precision, loads only
+ *   vf_loada, vf_storea    n lanes of an array of `dtype` (DPK_F32 or DPK_BF16) at element i
+ *   vf_exp, vf_sigmoid     error below 2e-7 relative
+ *   vf_phi                 1e-6 relative where it is above 1e-12
  *
  * Include in files of isa/ only. NaN arguments give NaN results in exp, sigmoid and phi. */
 #ifndef DPK_VEC_H
@@ -63,7 +65,8 @@ VF_INLINE void vf_storea(void *p, int dtype, size_t i, vf v, int n) {
 }
 
 #if VF_N > 1
-/* e^x: 2^n e^r with n = round(x log2 e) and |r| <= ln(2)/2; Cephes' expf polynomial, ln 2 in two parts. */
+/* e^x: 2^n e^r with n = round(x log2 e) and |r| <= ln(2)/2; Cephes' expf polynomial, ln 2 in two
+ * parts. */
 VF_INLINE vf vf_exp(vf x) {
     x = vf_min(vf_set1(89.0f), vf_max(vf_set1(-104.0f), x)); /* this order keeps NaN */
     vf n = vf_round(vf_mul(x, vf_set1(1.44269504088896341f)));
@@ -92,8 +95,9 @@ VF_INLINE vf vf_mul_sigmoid(vf x, vf s) {
 }
 
 #if VF_N > 1
-/* The normal distribution function. For z = |x|/sqrt(2): erfc(z) = e^(-z z) t P(t), t = 1/(1 + 0.4 z), P fitted by reweighted
- * least squares to a relative error of 2e-8 on z < 14; the small tail is the sum, so neither side cancels. */
+/* The normal distribution function. For z = |x|/sqrt(2): erfc(z) = e^(-z z) t P(t) with
+ * t = 1/(1 + 0.4 z), P fitted by reweighted least squares to a relative error of 2e-8 on z < 14.
+ * What is computed is the small tail, so neither side cancels. */
 VF_INLINE vf vf_phi(vf x) {
     static const float p[10] = {-0.023101432f, 0.163406025f, -0.419149563f, 0.443749603f,
                                 -0.200489639f, 0.228448166f, 0.144223048f,  0.211927998f,

@@ -27,18 +27,26 @@ static int remove_one(const char *path, const struct stat *st, int type, struct 
     return remove(path);
 }
 
+/* Paths made by in_dir, until the teardown. */
+static char **paths;
+static size_t n_paths;
+
 int scratch_teardown(void **state) {
     nftw(*state, remove_one, 16, FTW_DEPTH | FTW_PHYS);
     free(*state);
+    for (size_t i = 0; i < n_paths; i++) free(paths[i]);
+    free(paths);
+    paths = NULL;
+    n_paths = 0;
     return 0;
 }
 
 const char *in_dir(const char *dir, const char *name) {
-    static char paths[8][1024];
-    static unsigned next;
-    char *path = paths[next++ % 8];
-    assert_true(snprintf(path, sizeof paths[0], "%s/%s", dir, name) < (int)sizeof paths[0]);
-    return path;
+    char *path = NULL;
+    assert_true(asprintf(&path, "%s/%s", dir, name) > 0);
+    paths = reallocarray(paths, n_paths + 1, sizeof *paths);
+    assert_non_null(paths);
+    return paths[n_paths++] = path;
 }
 
 void put_file(const char *path, const void *data, size_t n_bytes) {

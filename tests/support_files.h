@@ -10,7 +10,7 @@
 int scratch_setup(void **state);
 int scratch_teardown(void **state);
 
-/* dir/name; a ring of eight static buffers. */
+/* dir/name, kept until the teardown. */
 const char *in_dir(const char *dir, const char *name);
 /* Write a file, making the folders that its name needs. */
 void put_file(const char *path, const void *data, size_t n_bytes);

@@ -6,7 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* cmocka setup and teardown: *state is the path of an empty folder, removed with all that is in it. */
+/* cmocka setup and teardown: *state is the path of an empty folder, removed with all that is in it.
+ * */
 int scratch_setup(void **state);
 int scratch_teardown(void **state);
 
@@ -20,11 +21,13 @@ uint8_t *get_file(const char *path, size_t *n_bytes);
 /* Write a safetensors file of the header text and data. */
 void put_safetensors(const char *path, const char *header, const void *data, size_t n_bytes);
 
-/* Put the folder at src_dir into an archive. format: "tar" (pax), "ustar", "gnutar", "zip"; filter: "none",
- * "gzip", "zstd", "xz", "bzip2"; options: libarchive's, or NULL; prefix: before each name ("model/"). */
+/* Put the folder at src_dir into an archive. format: "tar" (pax), "ustar", "gnutar", "zip"; filter:
+ * "none", "gzip", "zstd", "xz", "bzip2"; options: libarchive's, or NULL; prefix: before each name
+ * ("model/"). */
 void put_archive(const char *path, const char *format, const char *filter, const char *options,
                  const char *src_dir, const char *prefix);
-/* One entry more for hostile archives: type AE_IFREG, AE_IFLNK (target) or 0 for a hard link (target). */
+/* One entry more for hostile archives: type AE_IFREG, AE_IFLNK (target) or 0 for a hard link
+ * (target). */
 struct odd_entry {
     const char *name;
     unsigned type;

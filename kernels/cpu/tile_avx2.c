@@ -3,9 +3,12 @@
  *
  * A: broadcasts of one float from raw rows. B: a panel's k is two registers (f32); a k-pair of
  * 16-bit elements is split into its even and odd k: bf16 by a shift and an AND, f16 by a byte
- * shuffle and conversion. Registers: 12 accumulators, 2 of B, 1 broadcast, 1 mask = 16 of 16.
- * Accumulators are named, and the FMA is one line of assembly: left to itself gcc spills some of
- * them. Tail: an odd last k takes the even half only. */
+ * shuffle and conversion.
+ * Registers: 12 accumulators, 2 of B, 1 broadcast, 1 mask = 16 of 16. Accumulators are named, and
+ * the FMA is one line of assembly: left to itself gcc spills some of them.
+ * Tail: an odd last k takes the even half only. Rounding: float32 FMA.
+ * Share of the FMA peak, whole operators (Zen 5): f32 and bf16 weights 0.80-0.99, f16 0.58-0.67
+ * (conversion takes the ports of the products). */
 #include "tiles.h"
 
 #include <immintrin.h>

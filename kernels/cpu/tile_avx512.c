@@ -3,9 +3,13 @@
  *
  * A: broadcasts of one float from raw rows. B: a panel's k is one register (f32); a k-pair of
  * 16-bit elements is split into its even and odd k: bf16 by a shift and an AND, f16 by truncating
- * moves and conversion. Registers: 24 accumulators, 4 of B, 1 broadcast, 1 mask = 30 of 32.
- * Accumulators are named: an array of them goes to the stack in some compilers. Tail: an odd last k
- * takes the even half only. */
+ * moves and conversion.
+ * Registers: 24 accumulators, 4 of B, 1 broadcast, 1 mask = 30 of 32. Accumulators are named (an
+ * array of them goes to the stack in some compilers), and the FMA is one line of assembly: left to
+ * themselves gcc and clang spill some.
+ * Tail: an odd last k takes the even half only. Rounding: float32 FMA.
+ * Share of the FMA peak, whole operators (Zen 5): bf16 weights 0.80-0.97, f32 0.76-0.95, f16
+ * 0.76-0.90. */
 #include "tiles.h"
 
 #include <immintrin.h>

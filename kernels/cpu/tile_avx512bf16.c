@@ -2,11 +2,12 @@
  * cpu.h).
  *
  * A: 32-bit broadcasts of k-pairs from raw rows. B: a panel's k-pair is one register as it lies.
- * Registers: 24 accumulators, 4 of B, 1 broadcast = 29 of 32. A pair costs 10 loads for 24
- * products. Accumulators are named: an array of them goes to the stack in some compilers. Tail: an
- * odd last k is loaded alone, its partner is zero (as is the panel's padding). Rounding: the
- * instruction adds the two products of a pair to the sum with rounding to nearest even, subnormals
- * as 0. */
+ * Registers: 24 accumulators, 4 of B, 1 broadcast = 29 of 32; 10 loads for 24 products.
+ * Accumulators are named: an array of them goes to the stack in some compilers.
+ * Tail: an odd last k is loaded alone, its partner is zero (as is the panel's padding).
+ * Rounding: each of a pair's products is added with rounding to nearest even, subnormals as 0.
+ * Share of the instruction's peak, whole operators (Zen 5): linears 0.82 (8192x640x640 with
+ * residual) to 0.99, 3x3 convolutions 0.86 (2560 channels) to 1.00. */
 #include "tiles.h"
 
 #include <immintrin.h>

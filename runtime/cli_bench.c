@@ -217,7 +217,7 @@ static int bench_programs(const struct request *q, struct dpk_cli_plan *plan,
             if (q->profile) json_profile(j, f, &t);
             dpk_cli_json_close(j, '}');
         } else {
-            print_row(name, t.stage->program->n_ops, t.best, cost, 0);
+            print_row(name, t.stage->program->n_ops, t.best, cost, t.best);
             putchar('\n');
             if (q->profile) print_profile(f, &t);
             fflush(stdout);
@@ -256,7 +256,7 @@ static int bench(struct request *q, dpk_error *err) {
         dpk_cli_json_number(&j, "repeat", q->repeat);
         dpk_cli_json_open(&j, "programs", '[');
     } else {
-        printf("%s: %ux%u, %u pictures (%u rows), the fastest of %u\n",
+        printf("%s: %ux%u, batch %u (%u rows), the fastest of %u\n",
                dpk_session_describe(session), p->width, p->height, plan.job.n_images, plan.job.rows,
                q->repeat);
     }

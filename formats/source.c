@@ -64,8 +64,14 @@ static int is_safetensors(int fd, uint64_t n_bytes) {
     return n <= n_bytes - 8 && head[8] == '{';
 }
 
+int dpk_is_bare_pickle(const unsigned char *head) {
+    return head[0] == 0x80 && head[1] >= 2 && head[1] <= 5 &&
+           (head[4] | head[5] | head[6] | head[7]);
+}
+
 int dpk_source_open(struct dpk_source **source, const char *path, dpk_error *err) {
     struct dpk_source *s = calloc(1, sizeof *s);
+    unsigned char head[8];
     struct stat st;
     int rc = DPK_OK;
     *source = NULL;
@@ -82,6 +88,8 @@ int dpk_source_open(struct dpk_source **source, const char *path, dpk_error *err
     } else {
         s->n_bytes = (uint64_t)st.st_size;
         s->kind = is_safetensors(s->fd, s->n_bytes) ? DPK_SOURCE_FILE : DPK_SOURCE_ARCHIVE;
+        if (dpk_pread_all(s->fd, head, sizeof head, 0) && dpk_is_bare_pickle(head))
+            DPK_FAIL(err, DPK_EUNSUPPORTED, DPK_PICKLE_MESSAGE, path);
         if (s->kind == DPK_SOURCE_ARCHIVE)
             DPK_TRY(dpk_archive_open(&s->archive, path, s->fd, s->n_bytes, err));
     }

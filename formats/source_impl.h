@@ -11,6 +11,10 @@
     "save_file({k:v.clone().contiguous() for k,v in s.get('state_dict',s).items() "                \
     "if hasattr(v,'clone')},sys.argv[2])\" IN.bin OUT.safetensors"
 
+/* Whether a file's first 8 bytes are those of a pickle without the zip that newer PyTorch puts
+ * around it: protocol 2 to 5, and too large for the length that a safetensors file begins with. */
+int dpk_is_bare_pickle(const unsigned char *head);
+
 /* A growing list of strings. */
 struct dpk_names {
     char **names;

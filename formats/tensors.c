@@ -71,6 +71,8 @@ static int add_file(struct dpk_tensors *ts, const char *name, struct dpk_stream 
             DPK_FAIL(err, DPK_EFORMAT,
                      "%s: a Git LFS pointer, not the file itself: fetch it with git lfs pull",
                      f->stream.name);
+        if (memcmp(head, "PK\3\4", 4) == 0 || dpk_is_bare_pickle((const unsigned char *)head))
+            DPK_FAIL(err, DPK_EUNSUPPORTED, DPK_PICKLE_MESSAGE, f->stream.name);
     }
     DPK_TRY(dpk_st_open(&f->st, &f->stream, err));
 done:

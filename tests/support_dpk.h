@@ -1,0 +1,26 @@
+/* A small random .dpk file for tests: every operator, every layout, every weight type. */
+#ifndef SUPPORT_DPK_H
+#define SUPPORT_DPK_H
+
+#include "../formats/dpk.h"
+
+/* Write the file at `path`; contents and sizes depend on the seed alone. `scale` multiplies the
+ * sizes of the weights. */
+int support_dpk_write(const char *path, uint32_t seed, int scale, dpk_error *err);
+
+/* A whole file in memory, to be freed; aborts the test if it cannot be read. */
+uint8_t *support_file_read(const char *path, size_t *n_bytes);
+void support_file_write(const char *path, const void *data, size_t n_bytes);
+
+/* A fresh folder under the build tree's (or the system's) temporary folder; remove with the
+ * second. */
+char *support_folder_make(void);
+void support_folder_remove(char *folder);
+
+/* After a change in the front of a file in memory: make every sum fit again. The sections' offsets
+ * and sizes must still lie within the file. */
+void support_dpk_repair(uint8_t *file, size_t n_bytes);
+
+uint32_t support_random(uint64_t *state); /* any 32 bits */
+
+#endif

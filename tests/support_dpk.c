@@ -336,7 +336,8 @@ void support_dpk_repair(uint8_t *file, size_t n_bytes) {
         if (s[i].offset > n_bytes || s[i].bytes > n_bytes - s[i].offset) continue;
         if (i + 1 != DPK_SECTION_WEIGHTS)
             s[i].hash = dpk_bytes_sum(file + s[i].offset, (size_t)s[i].bytes);
-        else if (s[i - 1].offset <= n_bytes && s[i - 1].bytes <= n_bytes - s[i - 1].offset)
+        else if (s[i - 1].offset % 8 == 0 && s[i - 1].offset <= n_bytes &&
+                 s[i - 1].bytes <= n_bytes - s[i - 1].offset)
             s[i].hash = dpk_tensors_sum((const void *)(file + s[i - 1].offset),
                                         (uint32_t)(s[i - 1].bytes / 128));
     }

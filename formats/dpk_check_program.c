@@ -12,7 +12,6 @@
 struct case_program {
     const struct dpk_check *c;
     const struct dpk_program *p;
-    uint32_t index;
 };
 
 static int check_value(const struct case_program *k, uint32_t v) {
@@ -259,7 +258,7 @@ int dpk_check_programs(const struct dpk_check *c) {
             DPK_FAIL(c->err, DPK_ENOMEM, "%s: no memory for %u programs", c->path, f->n_programs);
     }
     for (uint32_t i = 0; i < f->n_programs; i++) {
-        const struct case_program k = {c, &f->programs[i], i};
+        const struct case_program k = {c, &f->programs[i]};
         DPK_TRY(check_entry(c, i, &end, &f->programs[i]));
         names[i] = f->programs[i].name;
         DPK_TRY(check_values(&k));

@@ -148,9 +148,8 @@ static void step(struct dpk_prog *p, const struct pixart *x) {
         mod_out = DPK_BUILD_INPUT(p, "mod_out", DPK_VALUE_ACT, 0, 2 * d);
     }
     uint32_t mod = dpk_build_select(p, mods, index);
-    uint32_t h = dpk_build_slice(p, latent, DPK_VALUE_ACT);
-    h = dpk_build_conv2d(p, "pos_embed.proj", h, d, x->in, .kernel = x->patch, .stride = x->patch,
-                         .pad = no_pad);
+    uint32_t h = dpk_build_conv2d(p, "pos_embed.proj", latent, d, x->in, .kernel = x->patch,
+                                  .stride = x->patch, .pad = no_pad);
     h = dpk_build_pos_embed_2d(p, h, x->base, (float)x->interpolation);
     for (int i = 0; i < x->layers; i++) h = block(p, x, i, h, mod, mask);
     h = dpk_build_layer_norm(p, "norm_out", h, d, 1e-6f, .no_affine = true,

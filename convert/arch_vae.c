@@ -112,8 +112,7 @@ static void encoder(struct dpk_prog *p, const struct vae *v) {
     static const int down_pad[4] = {0, 0, 1, 1};
     int c = v->channels[0];
     uint32_t image = DPK_BUILD_INPUT(p, "image", DPK_VALUE_F32, 0, 0, 0, v->in);
-    uint32_t x = dpk_build_slice(p, image, DPK_VALUE_ACT);
-    x = dpk_build_conv2d(p, "encoder.conv_in", x, c, v->in);
+    uint32_t x = dpk_build_conv2d(p, "encoder.conv_in", image, c, v->in);
     for (int i = 0; i < v->levels; i++) {
         int out = v->channels[i];
         for (int j = 0; j < v->layers; j++, c = out)

@@ -1,6 +1,7 @@
 /* Every component against Hugging Face's numbers: text, denoise, decode, encode of each model, in
- * float32 (1e-4 relative L2) and bfloat16 (2e-2, and never worse than PyTorch's own bfloat16, whose
- * errors on the same cases oracle_bf16.py measured). */
+ * float32 (1e-4 relative L2, every case) and bfloat16 (2e-2 over the cases of a component together; where
+ * PyTorch's own bfloat16 is further away than that, on the random weights of the tiny models, no
+ * further than PyTorch: oracle_bf16.py measured it on the same cases). */
 #include "support_golden.h"
 
 #include <math.h>
@@ -19,7 +20,7 @@ struct model {
     const char *decodes[3]; /* decoder cases */
     const char *encodes[3];
     int channels; /* of the denoiser's output that are used; 0: all */
-    /* PyTorch's own bfloat16: the largest error over the cases of each component */
+    /* PyTorch's own bfloat16, over all cases of each component (tests/data/torch_bf16.json) */
     double torch_context, torch_pooled, torch_denoise, torch_decode, torch_encode;
 };
 
@@ -34,9 +35,9 @@ static const struct model models[] = {
      0,
      0.0099,
      0.0157,
-     0.0413,
-     0.0112,
-     0.0286},
+     0.0237,
+     0.0101,
+     0.0214},
 };
 
 enum { N_MODELS = sizeof models / sizeof *models };
@@ -54,6 +55,18 @@ static double limit_of(const struct precision *p, double torch) {
     return p->torch && torch > p->limit ? torch : p->limit;
 }
 
+/* Relative L2 over the cases of a component together. */
+struct pool {
+    double diff, want;
+};
+
+static void pool_check(const char *what, struct pool *p, double limit) {
+    double error = sqrt(p->diff / (p->want > 0 ? p->want : 1));
+    printf("%s: %.2e over all cases (limit %.2e)\n", what, error, limit);
+    if (!(error <= limit)) fail_msg("%s: %g over %g", what, error, limit);
+    *p = (struct pool){0, 0};
+}
+
 static const dpk_array *output(const dpk_arrays *out, const char *name) {
     for (size_t i = 0; i < out->n; i++)
         if (strcmp(out->at[i].name, name) == 0) return &out->at[i];
@@ -61,9 +74,10 @@ static const dpk_array *output(const dpk_arrays *out, const char *name) {
     return NULL;
 }
 
-/* Compare one output with a golden array; keep_c: channels of the golden that count, 0 for all. */
+/* Compare one output with a golden array, and add it to the pool; keep_c: channels of the golden that count, 0 for all. */
 static void compare(const char *what, const dpk_arrays *out, const char *name,
-                    const dpk_array *want, int keep_c, double limit) {
+                    const dpk_array *want, int keep_c, const struct precision *p,
+                    struct pool *pool) {
     const dpk_array *got = output(out, name);
     size_t n = golden_count(want), c = (size_t)want->dim[want->rank - 1];
     float *kept = want->data;
@@ -78,9 +92,14 @@ static void compare(const char *what, const dpk_arrays *out, const char *name,
     }
     assert_int_equal(golden_count(got), n);
     double error = golden_relative(got->data, kept, n);
-    printf("%s %s: %.2e (limit %.2e)\n", what, name, error, limit);
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)((float *)got->data)[i] - (double)kept[i];
+        pool->diff += d * d;
+        pool->want += (double)kept[i] * (double)kept[i];
+    }
+    printf("%s %s: %.2e\n", what, name, error);
     if (kept != want->data) free(kept);
-    if (!(error <= limit)) fail_msg("%s %s: %g over %g", what, name, error, limit);
+    if (!p->torch && !(error <= p->limit)) fail_msg("%s %s: %g", what, name, error);
 }
 
 static void run(dpk_session *s, const char *component, const dpk_array *in, size_t n,
@@ -91,6 +110,7 @@ static void run(dpk_session *s, const char *component, const dpk_array *in, size
 
 static void check_text(const struct model *m, const struct precision *p, dpk_session *s,
                        struct dpk_tensors *g) {
+    struct pool pool = {0, 0};
     dpk_array in[3];
     size_t n = 0;
     dpk_arrays *out = NULL;
@@ -101,11 +121,13 @@ static void check_text(const struct model *m, const struct precision *p, dpk_ses
         in[n] = golden_array(g, "text.mask", -1, 0), in[n++].name = "mask";
     run(s, "text", in, n, &out);
     dpk_array want = golden_array(g, "text.embeds", -1, 0);
-    compare(m->name, out, "context", &want, 0, limit_of(p, m->torch_context));
+    compare(m->name, out, "context", &want, 0, p, &pool);
+    pool_check(m->name, &pool, limit_of(p, m->torch_context));
     golden_free(&want);
     if (golden_has(g, "text.pooled")) {
         want = golden_array(g, "text.pooled", -1, 0);
-        compare(m->name, out, "pooled", &want, 0, limit_of(p, m->torch_pooled));
+        compare(m->name, out, "pooled", &want, 0, p, &pool);
+        pool_check(m->name, &pool, limit_of(p, m->torch_pooled));
         golden_free(&want);
     }
     for (size_t i = 0; i < n; i++) golden_free(&in[i]);
@@ -116,6 +138,7 @@ static void check_denoise(const struct model *m, const struct precision *p, dpk_
                           struct dpk_tensors *g) {
     static const char *const names[] = {"sample",   "timesteps",  "context",      "pooled",
                                         "time_ids", "resolution", "aspect_ratio", "mask"};
+    struct pool pool = {0, 0};
     for (int c = 0; c < 5 && m->maps[c]; c++) {
         char name[64], what[64];
         snprintf(name, sizeof name, "net.%s.out", m->maps[c]);
@@ -132,16 +155,18 @@ static void check_denoise(const struct model *m, const struct precision *p, dpk_
             }
             run(s, "denoise", in, n, &out);
             snprintf(what, sizeof what, "%s %s denoise %s t%d", m->name, p->dtype, m->maps[c], t);
-            compare(what, out, "noise", &want, m->channels, limit_of(p, m->torch_denoise));
+            compare(what, out, "noise", &want, m->channels, p, &pool);
             for (size_t i = 0; i < n; i++) golden_free(&in[i]);
             golden_free(&want);
             dpk_arrays_free(out);
         }
     }
+    if (m->maps[0]) pool_check("denoise", &pool, limit_of(p, m->torch_denoise));
 }
 
 static void check_vae(const struct model *m, const struct precision *p, dpk_session *s,
                       struct dpk_tensors *g) {
+    struct pool pool = {0, 0}, logvar = {0, 0};
     char key[64], what[64];
     for (int c = 0; c < 3 && m->decodes[c]; c++) {
         snprintf(what, sizeof what, "%s %s decode %s", m->name, p->dtype, m->decodes[c]);
@@ -152,9 +177,10 @@ static void check_vae(const struct model *m, const struct precision *p, dpk_sess
         dpk_array want = golden_array(g, key, -1, 1);
         dpk_arrays *out = NULL;
         run(s, "decode", &in, 1, &out);
-        compare(what, out, "image", &want, 0, limit_of(p, m->torch_decode));
+        compare(what, out, "image", &want, 0, p, &pool);
         golden_free(&in), golden_free(&want), dpk_arrays_free(out);
     }
+    if (m->decodes[0]) pool_check("decode", &pool, limit_of(p, m->torch_decode));
     for (int c = 0; c < 3 && m->encodes[c]; c++) {
         snprintf(what, sizeof what, "%s %s encode %s", m->name, p->dtype, m->encodes[c]);
         snprintf(key, sizeof key, "vae.encode.%s.image", m->encodes[c]);
@@ -166,10 +192,14 @@ static void check_vae(const struct model *m, const struct precision *p, dpk_sess
             const char *part = i ? "logvar" : "mean";
             snprintf(key, sizeof key, "vae.encode.%s.%s", m->encodes[c], part);
             dpk_array want = golden_array(g, key, -1, 1);
-            compare(what, out, part, &want, 0, limit_of(p, m->torch_encode));
+            compare(what, out, part, &want, 0, p, i ? &logvar : &pool);
             golden_free(&want);
         }
         golden_free(&in), dpk_arrays_free(out);
+    }
+    if (m->encodes[0]) {
+        pool_check("encode mean", &pool, limit_of(p, m->torch_encode));
+        pool_check("encode logvar", &logvar, limit_of(p, m->torch_encode));
     }
 }
 
@@ -208,12 +238,12 @@ static void test_components_f16(void **state) {
 
 /* The trained sample model: its goldens have names of their own. */
 static void check_shapes(const struct precision *p) {
-    static const double torch_denoise = 0.0240;
     dpk_error err;
     char name[64], key[64], what[128];
     struct dpk_tensors *g = NULL;
     dpk_session *s = NULL;
     dpk_arrays *out = NULL;
+    struct pool pool = {0, 0};
     snprintf(name, sizeof name, "shapes-xl-%s", p->dtype);
     snprintf(key, sizeof key, "--dtype %s", p->dtype);
     dpk_model *model = golden_model(name, "models/shapes-xl", key);
@@ -226,8 +256,10 @@ static void check_shapes(const struct precision *p) {
     dpk_array context = golden_array(g, "prompt_embeds", -1, 0);
     dpk_array pooled = golden_array(g, "pooled_prompt_embeds", -1, 0);
     run(s, "text", ids, 2, &out);
-    compare("shapes-xl", out, "context", &context, 0, p->limit);
-    compare("shapes-xl", out, "pooled", &pooled, 0, p->limit);
+    compare("shapes-xl", out, "context", &context, 0, p, &pool);
+    pool_check("shapes-xl context", &pool, p->limit);
+    compare("shapes-xl", out, "pooled", &pooled, 0, p, &pool);
+    pool_check("shapes-xl pooled", &pool, p->limit);
     dpk_arrays_free(out);
     golden_free(&ids[0]), golden_free(&ids[1]), golden_free(&context), golden_free(&pooled);
 
@@ -247,16 +279,19 @@ static void check_shapes(const struct precision *p) {
         snprintf(what, sizeof what, "shapes-xl %s %s", p->dtype, key);
         dpk_array want = golden_array(g, key, -1, 1);
         run(s, "denoise", in, 5, &out);
-        compare(what, out, "noise", &want, 0, limit_of(p, torch_denoise));
+        compare(what, out, "noise", &want, 0, p, &pool);
         for (int j = 0; j < 5; j++) golden_free(&in[j]);
         golden_free(&want), dpk_arrays_free(out);
     }
+
+    pool_check("shapes-xl denoise", &pool, p->limit);
 
     dpk_array latent = golden_array(g, "latents_final", -1, 1);
     dpk_array image = golden_array(g, "decoded", -1, 1);
     latent.name = "latent";
     run(s, "decode", &latent, 1, &out);
-    compare("shapes-xl", out, "image", &image, 0, p->limit);
+    compare("shapes-xl", out, "image", &image, 0, p, &pool);
+    pool_check("shapes-xl decode", &pool, p->limit);
     golden_free(&latent), golden_free(&image), dpk_arrays_free(out);
     dpk_session_free(s);
     dpk_model_free(model);

@@ -59,8 +59,7 @@ typedef void dpk_add_fn(void *y, const void *a, const void *c, int dtype, int c_
 /* ---- Attention: isa/attention.c ------------------------------------------------------------- */
 
 /* One panel of keys, the B operand of a product tile: dst [ceil(cols/g)][16][g] (g = 1 float32, 2
- * bfloat16) from src [rows][cols], 1 <= rows <= 16; missing rows and the last odd column are zero.
- */
+ * bfloat16) from src [rows][cols], 1 <= rows <= 16; what src lacks is zero. */
 typedef void dpk_attn_pack_k_fn(void *dst, const void *src, int dtype, size_t stride, int rows,
                                 int cols);
 
@@ -69,12 +68,13 @@ typedef void dpk_attn_pack_k_fn(void *dst, const void *src, int dtype, size_t st
 typedef void dpk_attn_pack_v_fn(void *dst, size_t panel, const void *src, int dtype, size_t stride,
                                 int rows, int cols);
 
-/* One step of online softmax (Milakov and Gimelshein, arXiv:1805.02867) on a block of logits s
- * [rows][n], powers of two: t = s * scale + bias * log2(e) + mask;   row r sees its first
- * clamp(first + r * more, 0, n) keys, the others are as -inf m' = max(m, max t);  p = 2^(t - m');
- * alpha = 2^(m - m');  l = l * alpha + sum p;  m = m' scale includes log2(e). p is rounded to dtype
- * before it is summed. Where nothing was seen yet, m = -inf, l = 0, alpha = 0 and p = 0. Finite
- * bias and any s (also infinite or NaN) give finite results. s may be overwritten. */
+/* One step of online softmax (Milakov and Gimelshein, arXiv:1805.02867) on a block of logits
+ * s [rows][n], in powers of two:
+ *     t = s * scale + bias * log2(e) + mask   (scale includes log2(e))
+ *     m' = max(m, max t),  p = 2^(t - m'),  alpha = 2^(m - m'),  l = l * alpha + sum p,  m = m'
+ * Row r sees its first clamp(first + r * more, 0, n) keys, the others are as -inf. p is rounded to
+ * dtype before it is summed. Where nothing was seen yet, m = -inf, l = 0, alpha = 0 and p = 0.
+ * Finite bias and any s (also infinite or NaN) give finite results. s may be overwritten. */
 struct dpk_attn_softmax {
     float *s;
     void *p;           /* [rows][n] */

@@ -37,10 +37,8 @@ static void outer_task(void *arg, int task, int worker) {
 int dpk_cpu_run_outer_add(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     struct outer_job job = {cpu->k, call, DPK_ATTRS(outer_add, call->op)->act};
     const struct dpk_shape *a = &call->in[DPK_IN(outer_add, a)].shape;
-    (void)err;
-    int n_tasks = (int)(dpk_shape_count(a) / a->dim[a->rank - 1]);
-    dpk_pool_run(cpu->pool, n_tasks, outer_task, &job);
-    return DPK_OK;
+    int64_t n_tasks = dpk_shape_count(a) / a->dim[a->rank - 1];
+    return dpk_run_tasks(cpu, n_tasks, outer_task, &job, err);
 }
 
 /* ---- slice: y = clamp(mul * x[..., off : off + count] + add, lo, hi), also a change of type -- */
@@ -77,7 +75,6 @@ int dpk_cpu_run_slice(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_erro
     const struct dpk_tensor *x = &call->in[DPK_IN(slice, x)];
     int64_t total = dpk_shape_count(&x->shape), width = x->shape.dim[x->shape.rank - 1];
     int64_t n = call->out.shape.dim[call->out.shape.rank - 1];
-    (void)err;
     struct slice_job job = {
         .k = cpu->k,
         .affine = {call->out.data, x->data, (size_t)n, call->out.dtype, x->dtype, at->mul, at->add,
@@ -95,8 +92,8 @@ int dpk_cpu_run_slice(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_erro
         job.stride = piece;
     }
     job.rows_each = dpk_task_size(job.rows, (int64_t)job.affine.n, TASK_ELEMENTS);
-    dpk_pool_run(cpu->pool, dpk_task_count(job.rows, job.rows_each), slice_task, &job);
-    return DPK_OK;
+    int64_t n_tasks = dpk_task_count(job.rows, job.rows_each);
+    return dpk_run_tasks(cpu, n_tasks, slice_task, &job, err);
 }
 
 /* ---- add: y = a + c, c repeated over a's first dimensions ------------------------------------ */
@@ -135,7 +132,6 @@ int dpk_cpu_run_add(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error 
     const struct dpk_weight *table = &call->wt[DPK_WT(add, table)];
     bool by_table = c->shape.rank == 0;
     int64_t n = dpk_shape_count(&a->shape);
-    (void)err;
     struct add_job job = {
         .k = cpu->k,
         .y = call->out.data,
@@ -147,6 +143,5 @@ int dpk_cpu_run_add(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error 
         .period = dpk_shape_count(by_table ? &table->shape : &c->shape),
         .each = dpk_task_size(n, 1, TASK_ELEMENTS),
     };
-    dpk_pool_run(cpu->pool, dpk_task_count(n, job.each), add_task, &job);
-    return DPK_OK;
+    return dpk_run_tasks(cpu, dpk_task_count(n, job.each), add_task, &job, err);
 }

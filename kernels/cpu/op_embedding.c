@@ -40,7 +40,7 @@ int dpk_cpu_run_embedding(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_
             DPK_FAIL(err, DPK_EARG, "embedding: id %d, want 0 to %d", id[i], rows - 1);
         }
     }
-    dpk_pool_run(cpu->pool, (int)n, embed_task, &copy);
+    DPK_TRY(dpk_run_tasks(cpu, n, embed_task, &copy, err));
 done:
     return rc;
 }

@@ -1,14 +1,17 @@
-/* Group normalisation over concat(x, x2) on channels.
+/* Group normalisation over concat(x, x2) on channels, in three passes:
  *
- * Three passes: (1) blocks of pixels, one task each, give mean and sum of squared distances of
- * every group (kernel norm_stats, combined over channels in double); (2) one task a group combines
- * the blocks in their order, in double, by the formula of Chan, Golub and LeVeque (1983), and makes
- * three factors a channel; (3) blocks again: y = act((x - mean) * mul + add). mean is the float32
- * nearest to the mean, what it lacks is in add: so a mean far from zero costs no accuracy. Blocks
- * depend on the shape alone, so the result does not depend on the number of threads.
+ *   1. blocks of pixels, one task each: mean and sum of squared distances of every group (kernel
+ *      norm_stats, its channels combined in double)
+ *   2. groups, one task each: the blocks combined in their order, in double, by the formula of
+ *      Chan, Golub and LeVeque (1983), to three factors a channel
+ *   3. blocks again: y = act((x - mean) * mul + add)
  *
- * Scratch: double stats [B][blocks][groups][2]; float factors [B][3][C]; for each worker, float
- * sums [3][C]. */
+ * mean is the float32 nearest to the mean and what it lacks is in add, so a mean far from zero
+ * costs no accuracy. Blocks depend on the shape alone, so the result does not depend on the number
+ * of threads.
+ *
+ * Scratch: double stats [B][blocks][groups][2]; float factors [B][3][C]; float sums [3][C] for each
+ * worker. */
 #include "ops_cpu.h"
 #include "scalar.h"
 
@@ -23,8 +26,9 @@ const uint32_t dpk_cpu_in_place_group_norm = 1u << DPK_IN(group_norm, x);
 struct group_job {
     const struct dpk_kernels *k;
     const struct dpk_call *call;
-    int64_t pixels, each;              /* of an image, of a block */
-    int images, blocks, groups, c1, c; /* blocks of an image */
+    int64_t pixels, each; /* of an image, of a block */
+    int64_t blocks;       /* of an image */
+    int images, groups, c1, c;
     double *stats;
     float *factors, *sums;
 };
@@ -102,12 +106,12 @@ static void factors_task(void *arg, int task, int worker) {
     size_t step = (size_t)job->groups * 2;
     double total = 0, squares = 0;
     (void)worker;
-    for (int i = 0; i < job->blocks; i++) {
+    for (int64_t i = 0; i < job->blocks; i++) {
         double rows = (double)dpk_min_i64(job->each, job->pixels - i * job->each);
         total += rows * stats[(size_t)i * step];
     }
     double mean = total / (double)job->pixels;
-    for (int i = 0; i < job->blocks; i++) {
+    for (int64_t i = 0; i < job->blocks; i++) {
         double rows = (double)dpk_min_i64(job->each, job->pixels - i * job->each);
         double d = stats[(size_t)i * step] - mean;
         squares += stats[(size_t)i * step + 1] + rows * n * d * d;
@@ -120,8 +124,8 @@ static void factors_task(void *arg, int task, int worker) {
     for (int c = g * n; c < (g + 1) * n; c++) {
         double mul = inv * (double)gamma[c];
         f[c] = (float)mean;
-        f[job->c + c] = (float)mul;
-        f[2 * job->c + c] = (float)((double)beta[c] - (mean - (double)f[c]) * mul);
+        f[(size_t)job->c + (size_t)c] = (float)mul;
+        f[2 * (size_t)job->c + (size_t)c] = (float)((double)beta[c] - (mean - (double)f[c]) * mul);
     }
 }
 
@@ -162,12 +166,14 @@ static void apply_task(void *arg, int task, int worker) {
 
 int dpk_cpu_run_group_norm(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     struct group_job job = {0};
-    (void)err;
+    int rc = DPK_OK;
     plan_job(&job, cpu, call);
+    int64_t blocks = job.images * job.blocks, groups = (int64_t)job.images * job.groups;
     job.factors = (float *)(void *)(job.stats + stats_count(&job));
     job.sums = job.factors + (size_t)job.images * 3 * (size_t)job.c;
-    dpk_pool_run(cpu->pool, job.images * job.blocks, stats_task, &job);
-    dpk_pool_run(cpu->pool, job.images * job.groups, factors_task, &job);
-    dpk_pool_run(cpu->pool, job.images * job.blocks, apply_task, &job);
-    return DPK_OK;
+    DPK_TRY(dpk_run_tasks(cpu, blocks, stats_task, &job, err));
+    DPK_TRY(dpk_run_tasks(cpu, groups, factors_task, &job, err));
+    DPK_TRY(dpk_run_tasks(cpu, blocks, apply_task, &job, err));
+done:
+    return rc;
 }

@@ -16,7 +16,7 @@ struct layer_job {
     const struct dpk_kernels *k;
     const struct dpk_call *call;
     int64_t rows, each; /* rows of an image, rows of a task */
-    int tasks;          /* of an image */
+    int64_t tasks;      /* of an image */
 };
 
 static void layer_task(void *arg, int task, int worker) {
@@ -54,10 +54,8 @@ int dpk_cpu_run_layer_norm(struct dpk_cpu *cpu, const struct dpk_call *call, dpk
     const struct dpk_shape *x = &call->in[DPK_IN(layer_norm, x)].shape;
     int32_t n = x->dim[x->rank - 1], images = x->rank > 1 ? x->dim[0] : 1;
     struct layer_job job = {.k = cpu->k, .call = call};
-    (void)err;
     job.rows = dpk_shape_count(x) / n / images;
     job.each = dpk_task_size(job.rows, n, TASK_ELEMENTS);
     job.tasks = dpk_task_count(job.rows, job.each);
-    dpk_pool_run(cpu->pool, images * job.tasks, layer_task, &job);
-    return DPK_OK;
+    return dpk_run_tasks(cpu, images * job.tasks, layer_task, &job, err);
 }

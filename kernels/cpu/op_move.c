@@ -22,9 +22,9 @@ static void move_task(void *arg, int task, int worker) {
     for (int64_t r = r0; r < r1; r++) job->copy(job, r);
 }
 
-static void move(struct dpk_cpu *cpu, struct move_job *job) {
+static int move(struct dpk_cpu *cpu, struct move_job *job, dpk_error *err) {
     job->rows_each = dpk_task_size(job->rows, (int64_t)job->row_bytes, TASK_BYTES);
-    dpk_pool_run(cpu->pool, dpk_task_count(job->rows, job->rows_each), move_task, job);
+    return dpk_run_tasks(cpu, dpk_task_count(job->rows, job->rows_each), move_task, job, err);
 }
 
 static size_t bytes_of(const struct dpk_tensor *t) {
@@ -65,10 +65,8 @@ static void eos_pool_row(const struct move_job *job, int64_t b) {
 int dpk_cpu_run_eos_pool(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     const struct dpk_tensor *x = &call->in[DPK_IN(eos_pool, x)];
     struct move_job job = {.copy = eos_pool_row, .call = call, .rows = x->shape.dim[0]};
-    (void)err;
     job.row_bytes = row_bytes_of(x);
-    move(cpu, &job);
-    return DPK_OK;
+    return move(cpu, &job, err);
 }
 
 /* ---- select --------------------------------------------------------------------------------- */
@@ -106,11 +104,9 @@ static void concat_row(const struct move_job *job, int64_t r) {
 
 int dpk_cpu_run_concat(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     struct move_job job = {.copy = concat_row, .call = call};
-    (void)err;
     job.row_bytes = row_bytes_of(&call->out);
     job.rows = (int64_t)(bytes_of(&call->out) / job.row_bytes);
-    move(cpu, &job);
-    return DPK_OK;
+    return move(cpu, &job, err);
 }
 
 /* ---- unpatchify ------------------------------------------------------------------------------ */
@@ -134,11 +130,9 @@ static void unpatchify_row(const struct move_job *job, int64_t r) {
 int dpk_cpu_run_unpatchify(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     const struct dpk_shape *x = &call->in[DPK_IN(unpatchify, x)].shape;
     struct move_job job = {.copy = unpatchify_row, .call = call};
-    (void)err;
     job.p = DPK_ATTRS(unpatchify, call->op)->patch;
     job.w = x->dim[2];
     job.rows = (int64_t)x->dim[0] * x->dim[1] * job.p;
     job.row_bytes = bytes_of(&call->out) / (size_t)job.rows;
-    move(cpu, &job);
-    return DPK_OK;
+    return move(cpu, &job, err);
 }

@@ -34,10 +34,8 @@ static void sinusoid_task(void *arg, int i, int worker) {
 
 int dpk_cpu_run_sinusoid(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     struct dpk_call copy = *call;
-    (void)err;
-    dpk_pool_run(cpu->pool, (int)dpk_shape_count(&call->in[DPK_IN(sinusoid, t)].shape),
-                 sinusoid_task, &copy);
-    return DPK_OK;
+    int64_t n = dpk_shape_count(&call->in[DPK_IN(sinusoid, t)].shape);
+    return dpk_run_tasks(cpu, n, sinusoid_task, &copy, err);
 }
 
 /* ---- pos_embed_2d: get_2d_sincos_pos_embed of diffusers ------------------------------------- */
@@ -94,11 +92,13 @@ static void pos_add_task(void *arg, int task, int worker) {
 int dpk_cpu_run_pos_embed_2d(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     const struct dpk_shape *x = &call->in[DPK_IN(pos_embed_2d, x)].shape;
     struct pos_job job = {.k = cpu->k, .call = call, .columns = call->scratch};
-    (void)err;
+    int64_t lines = (int64_t)x->dim[1] + x->dim[2], rows = (int64_t)x->dim[0] * x->dim[1];
+    int rc = DPK_OK;
     job.rows = job.columns + (size_t)x->dim[2] * (size_t)(x->dim[3] / 2);
-    dpk_pool_run(cpu->pool, x->dim[1] + x->dim[2], pos_table_task, &job);
-    dpk_pool_run(cpu->pool, x->dim[0] * x->dim[1], pos_add_task, &job);
-    return DPK_OK;
+    DPK_TRY(dpk_run_tasks(cpu, lines, pos_table_task, &job, err));
+    DPK_TRY(dpk_run_tasks(cpu, rows, pos_add_task, &job, err));
+done:
+    return rc;
 }
 
 /* ---- relative_bias: T5Attention._relative_position_bucket, bidirectional ----------------------
@@ -151,12 +151,10 @@ int dpk_cpu_run_relative_bias(struct dpk_cpu *cpu, const struct dpk_call *call, 
     const struct dpk_relative_bias_attrs *at = DPK_ATTRS(relative_bias, call->op);
     struct bias_job job = {.call = call, .bucket = call->scratch};
     const struct dpk_shape *out = &call->out.shape;
-    (void)err;
     job.length = out->dim[out->rank - 1];
     job.heads = out->dim[0];
     for (int32_t d = 1 - job.length; d < job.length; d++) {
         job.bucket[d + job.length - 1] = bucket_of(d, at->buckets, at->max_distance);
     }
-    dpk_pool_run(cpu->pool, job.heads * job.length, bias_task, &job);
-    return DPK_OK;
+    return dpk_run_tasks(cpu, (int64_t)job.heads * job.length, bias_task, &job, err);
 }

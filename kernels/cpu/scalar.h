@@ -5,6 +5,8 @@
 
 #include "cpu.h"
 
+#include "../../formats/fail.h"
+
 #include <stddef.h>
 #include <string.h>
 
@@ -49,7 +51,7 @@ static inline void dpk_elem_put(void *p, int dtype, size_t i, float f) {
 }
 
 /* Tasks of at most `each` for n things; 0 tasks for n = 0. */
-static inline int dpk_task_count(int64_t n, int64_t each) { return (int)((n + each - 1) / each); }
+static inline int64_t dpk_task_count(int64_t n, int64_t each) { return (n + each - 1) / each; }
 
 /* Things per task so that a task has about `target` elements: at least 1, and no more than 2^30
  * tasks. */
@@ -57,6 +59,19 @@ static inline int64_t dpk_task_size(int64_t n, int64_t elements_each, int64_t ta
     int64_t size = elements_each > 0 ? target / elements_each : target;
     if (size < n >> 30) size = n >> 30;
     return size > 1 ? size : 1;
+}
+
+/* dpk_pool_run, for a number of tasks that comes from shapes: DPK_EUNSUPPORTED where it is too
+ * large to count. */
+static inline int dpk_run_tasks(struct dpk_cpu *cpu, int64_t n, void (*fn)(void *, int, int),
+                                void *arg, dpk_error *err) {
+    if (n > INT32_MAX) {
+        return dpk_error_set(err, DPK_EUNSUPPORTED,
+                             "cpu: an operator of %lld tasks, want at most %d", (long long)n,
+                             INT32_MAX);
+    }
+    dpk_pool_run(cpu->pool, (int)n, fn, arg);
+    return DPK_OK;
 }
 
 static inline int64_t dpk_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -12,23 +12,24 @@
 /* ---- Packing -------------------------------------------------------------------------------- */
 
 #if VF_N > 1
+#define UNROLL _Pragma("GCC unroll 8")
 /* An 8x8 transpose of 32-bit units: row i from src + i * stride_bytes, column j to dst + 16 * j. */
 VF_INLINE void transpose_8x8(uint32_t *dst, const char *src, size_t stride_bytes) {
     __m256 r[8], t[8];
-    for (int i = 0; i < 8; i++) {
+    UNROLL for (int i = 0; i < 8; i++) {
         r[i] = _mm256_loadu_ps((const float *)(const void *)(src + (size_t)i * stride_bytes));
     }
-    for (int i = 0; i < 8; i += 2) {
+    UNROLL for (int i = 0; i < 8; i += 2) {
         t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
         t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
     }
-    for (int i = 0; i < 8; i += 4) {
+    UNROLL for (int i = 0; i < 8; i += 4) {
         r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
         r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
         r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
         r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
     }
-    for (int i = 0; i < 4; i++) {
+    UNROLL for (int i = 0; i < 4; i++) {
         _mm256_storeu_ps((float *)(void *)(dst + 16 * i),
                          _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
         _mm256_storeu_ps((float *)(void *)(dst + 16 * (i + 4)),
@@ -153,10 +154,8 @@ VF_INLINE vf rounded(vf v, int dtype) {
 
 /* Lanes from n on do not count: they become `fill`. */
 VF_INLINE vf fill_from(vf v, int n, float fill) {
-    float buffer[VF_N];
-    vf_store(buffer, v);
-    for (int i = n; i < VF_N; i++) buffer[i] = fill;
-    return vf_load(buffer);
+    static const float lane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return vf_if_lt(vf_load(lane), vf_set1((float)n), v, vf_set1(fill));
 }
 
 /* The finite logits of keys j .. j+k of row r, all terms added; lanes from k on are -inf. */

@@ -7,12 +7,10 @@
 #include "isa.h"
 #include "vec.h"
 
-enum {
-    W = 4
-}; /* vectors of channels at a time: enough chains to hide the latency of an addition */
+/* Vectors of channels at a time: enough chains to hide the latency of an addition. */
+enum { W = 4 };
 
-/* The W vectors of channels c.. of one row; m of the last of them are there in part. */
-#define EACH(i) for (int i = 0; i < W; i++)
+#define EACH(i) _Pragma("GCC unroll 4") for (int i = 0; i < W; i++)
 
 VF_INLINE int lanes(int n, int c) { return n - c < VF_N ? (n - c < 0 ? 0 : n - c) : VF_N; }
 

@@ -29,7 +29,7 @@ uint32_t dpk_tokenizer_id_limit(const struct dpk_tokenizer *t);
  * start and end tokens, cut to max_length (the end token stays), padded. mask [max_length] or
  * NULL: 1 for a token, 0 for padding. n_tokens or NULL: how many tokens the whole prompt has,
  * start and end included; more than max_length means that it was cut. Errors: DPK_EARG (not
- * UTF-8: names the byte; over 16 MiB), DPK_ENOMEM. */
+ * UTF-8: names the byte; over 1 MiB), DPK_ENOMEM. */
 int dpk_tokenizer_encode(const struct dpk_tokenizer *t, const char *utf8, size_t n_bytes,
                          int32_t *ids, int32_t *mask, size_t *n_tokens, dpk_error *err);
 

@@ -1,0 +1,252 @@
+/* The Unicode tables of a tokenizer blob, from utf8proc, with the properties that it does not have
+ * from PropList.txt, DerivedCoreProperties.txt and WordBreakProperty.txt. */
+#include "pack_tokenizer_impl.h"
+
+#include "../formats/fail.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <utf8proc.h>
+
+enum { N_CODES = 0x110000, MAX_FULL = 4 };
+
+struct range {
+    uint32_t first, last;
+};
+#define COUNT(a) (sizeof(a) / sizeof *(a))
+
+static bool in_ranges(const struct range *r, size_t n, uint32_t code) {
+    for (size_t i = 0; i < n; i++)
+        if (code >= r[i].first && code <= r[i].last) return true;
+    return false;
+}
+
+static const struct range white_space[] = {
+    {0x09, 0x0d},     {0x20, 0x20},     {0x85, 0x85},     {0xa0, 0xa0},     {0x1680, 0x1680},
+    {0x2000, 0x200a}, {0x2028, 0x2029}, {0x202f, 0x202f}, {0x205f, 0x205f}, {0x3000, 0x3000}};
+
+static const struct range other_lowercase[] = {
+    {0xaa, 0xaa},       {0xba, 0xba},       {0x2b0, 0x2b8},     {0x2c0, 0x2c1},
+    {0x2e0, 0x2e4},     {0x345, 0x345},     {0x37a, 0x37a},     {0x10fc, 0x10fc},
+    {0x1d2c, 0x1d6a},   {0x1d78, 0x1d78},   {0x1d9b, 0x1dbf},   {0x2071, 0x2071},
+    {0x207f, 0x207f},   {0x2090, 0x209c},   {0x2170, 0x217f},   {0x24d0, 0x24e9},
+    {0x2c7c, 0x2c7d},   {0xa69c, 0xa69d},   {0xa770, 0xa770},   {0xa7f2, 0xa7f4},
+    {0xa7f8, 0xa7f9},   {0xab5c, 0xab5f},   {0xab69, 0xab69},   {0x10780, 0x10780},
+    {0x10783, 0x10785}, {0x10787, 0x107b0}, {0x107b2, 0x107ba}, {0x1e030, 0x1e06d}};
+
+/* Also the part of Other_Alphabetic that is neither a mark nor a number. */
+static const struct range other_uppercase[] = {
+    {0x2160, 0x216f}, {0x24b6, 0x24cf}, {0x1f130, 0x1f149}, {0x1f150, 0x1f169}, {0x1f170, 0x1f189}};
+
+/* Word_Break MidLetter, MidNumLet and Single_Quote, which are Case_Ignorable */
+static const struct range mid_letter[] = {
+    {0x27, 0x27},     {0x2e, 0x2e},     {0x3a, 0x3a},     {0xb7, 0xb7},
+    {0x387, 0x387},   {0x55f, 0x55f},   {0x5f4, 0x5f4},   {0x2018, 0x2019},
+    {0x2024, 0x2024}, {0x2027, 0x2027}, {0xfe13, 0xfe13}, {0xfe52, 0xfe52},
+    {0xfe55, 0xfe55}, {0xff07, 0xff07}, {0xff0e, 0xff0e}, {0xff1a, 0xff1a}};
+
+static int class_of(uint32_t code, int category) {
+    const bool mark = category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_MC ||
+                      category == UTF8PROC_CATEGORY_ME;
+    const bool letter = category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
+    const bool number = category >= UTF8PROC_CATEGORY_ND && category <= UTF8PROC_CATEGORY_NO;
+    const bool circled = in_ranges(other_uppercase, COUNT(other_uppercase), code);
+    const bool small = in_ranges(other_lowercase, COUNT(other_lowercase), code);
+    int f = 0;
+    if (letter) f |= DPK_TOK_LETTER;
+    if (number) f |= DPK_TOK_NUMBER;
+    if (in_ranges(white_space, COUNT(white_space), code)) f |= DPK_TOK_SPACE | DPK_TOK_STRIP;
+    if (code >= 0x1c && code <= 0x1f) f |= DPK_TOK_STRIP;
+    if (letter || mark || circled || small || category == UTF8PROC_CATEGORY_ND ||
+        category == UTF8PROC_CATEGORY_NL || category == UTF8PROC_CATEGORY_PC || code == 0x200c ||
+        code == 0x200d)
+        f |= DPK_TOK_WORD;
+    if (category == UTF8PROC_CATEGORY_LU || category == UTF8PROC_CATEGORY_LL ||
+        category == UTF8PROC_CATEGORY_LT || small || circled)
+        f |= DPK_TOK_CASED;
+    if (category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_ME ||
+        category == UTF8PROC_CATEGORY_CF || category == UTF8PROC_CATEGORY_LM ||
+        category == UTF8PROC_CATEGORY_SK || in_ranges(mid_letter, COUNT(mid_letter), code))
+        f |= DPK_TOK_IGNORABLE;
+    return f;
+}
+
+static int cluster_of(int boundclass) {
+    switch (boundclass) {
+    case UTF8PROC_BOUNDCLASS_CR:
+        return DPK_TOK_CR;
+    case UTF8PROC_BOUNDCLASS_LF:
+        return DPK_TOK_LF;
+    case UTF8PROC_BOUNDCLASS_CONTROL:
+        return DPK_TOK_CONTROL;
+    case UTF8PROC_BOUNDCLASS_EXTEND:
+        return DPK_TOK_EXTEND;
+    case UTF8PROC_BOUNDCLASS_E_MODIFIER:
+        return DPK_TOK_EXTEND; /* before Unicode 11 */
+    case UTF8PROC_BOUNDCLASS_ZWJ:
+        return DPK_TOK_ZWJ;
+    case UTF8PROC_BOUNDCLASS_PREPEND:
+        return DPK_TOK_PREPEND;
+    case UTF8PROC_BOUNDCLASS_SPACINGMARK:
+        return DPK_TOK_SPACING;
+    case UTF8PROC_BOUNDCLASS_L:
+        return DPK_TOK_HANGUL_L;
+    case UTF8PROC_BOUNDCLASS_V:
+        return DPK_TOK_HANGUL_V;
+    case UTF8PROC_BOUNDCLASS_T:
+        return DPK_TOK_HANGUL_T;
+    case UTF8PROC_BOUNDCLASS_LV:
+    case UTF8PROC_BOUNDCLASS_LVT:
+        return DPK_TOK_HANGUL_S;
+    case UTF8PROC_BOUNDCLASS_REGIONAL_INDICATOR:
+        return DPK_TOK_REGIONAL;
+    case UTF8PROC_BOUNDCLASS_EXTENDED_PICTOGRAPHIC:
+        return DPK_TOK_PICTOGRAPHIC;
+    default:
+        return DPK_TOK_OTHER;
+    }
+}
+
+static int put_runs(const struct dpk_pack_unicode *want, struct dpk_tok_header *h,
+                    struct dpk_pack_bytes *out, dpk_error *err) {
+    struct dpk_tok_run last = {0};
+    int rc = DPK_OK;
+    for (uint32_t code = 0; code < N_CODES; code++) {
+        const utf8proc_property_t *p = utf8proc_get_property((utf8proc_int32_t)code);
+        struct dpk_tok_run run = {.start = code};
+        run.flags = (uint8_t)(class_of(code, p->category) & want->classes);
+        if (want->clusters) run.cluster = (uint8_t)cluster_of(p->boundclass);
+        if (want->combining) run.combining = (uint8_t)p->combining_class;
+        if (code && run.flags == last.flags && run.cluster == last.cluster &&
+            run.combining == last.combining)
+            continue;
+        DPK_TRY(dpk_pack_put(out, &run, sizeof run, err));
+        h->n_runs++;
+        last = run;
+    }
+done:
+    return rc;
+}
+
+static int put_lower(struct dpk_tok_header *h, struct dpk_pack_bytes *out, dpk_error *err) {
+    int rc = DPK_OK;
+    for (uint32_t code = 0; code < N_CODES; code++) {
+        uint32_t low = (uint32_t)utf8proc_tolower((utf8proc_int32_t)code);
+        if (low == code || code == 0x130) continue;
+        DPK_TRY(dpk_pack_put32(out, code, err));
+        DPK_TRY(dpk_pack_put32(out, low, err));
+        h->n_lower++;
+    }
+done:
+    return rc;
+}
+
+/* ---- Decompositions
+ * --------------------------------------------------------------------------- */
+
+struct full { /* a full canonical decomposition */
+    uint32_t code;
+    int n;
+    utf8proc_int32_t v[MAX_FULL];
+    bool composes;
+};
+
+/* Collects the decompositions of all but Hangul syllables. *list is malloc'ed. */
+static int list_full(struct full **list, size_t *n_list, dpk_error *err) {
+    int rc = DPK_OK;
+    size_t n = 0, cap = 0;
+    struct full *v = NULL;
+    for (uint32_t code = 0xa0; code < N_CODES; code++) {
+        struct full f = {.code = code};
+        int unused = 0;
+        if ((code >= 0xac00 && code <= 0xd7a3) || (code >= 0xd800 && code <= 0xdfff)) continue;
+        f.n = (int)utf8proc_decompose_char((utf8proc_int32_t)code, f.v, MAX_FULL,
+                                           UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &unused);
+        if (f.n < 1 || f.n > MAX_FULL)
+            DPK_FAIL(err, DPK_EUNSUPPORTED, "U+%04X decomposes to %d codes, want at most %d", code,
+                     f.n, MAX_FULL);
+        if (f.n == 1 && f.v[0] == (utf8proc_int32_t)code) continue;
+        utf8proc_int32_t composed[MAX_FULL + 1];
+        memcpy(composed, f.v, sizeof f.v);
+        utf8proc_ssize_t m =
+            utf8proc_normalize_utf32(composed, f.n, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
+        f.composes = m == 1 && composed[0] == (utf8proc_int32_t)code;
+        if (n == cap) {
+            cap = cap ? 2 * cap : 2048;
+            void *p = realloc(v, cap * sizeof *v);
+            if (!p) DPK_FAIL(err, DPK_ENOMEM, "tokenizer: out of memory");
+            v = p;
+        }
+        v[n++] = f;
+    }
+    *list = v;
+    *n_list = n;
+    v = NULL;
+done:
+    free(v);
+    return rc;
+}
+
+/* One step of f: its last code, and the code that the others are the decomposition of. */
+static int one_step(const struct full *list, size_t n_list, const struct full *f,
+                    struct dpk_tok_decomposition *d, dpk_error *err) {
+    d->code = f->code | (f->composes ? DPK_TOK_COMPOSES : 0);
+    d->first = (uint32_t)f->v[0];
+    d->second = f->n > 1 ? (uint32_t)f->v[f->n - 1] : 0;
+    if (f->n < 3) return DPK_OK;
+    const struct full *other = NULL;
+    for (size_t i = 0; i < n_list; i++) {
+        const struct full *g = &list[i];
+        if (g->n != f->n - 1 || memcmp(g->v, f->v, (size_t)g->n * sizeof *g->v) != 0) continue;
+        if (!other || g->composes) other = g;
+    }
+    if (!other || (f->composes && !other->composes))
+        return dpk_error_set(err, DPK_EUNSUPPORTED, "U+%04X decomposes in more than one step",
+                             f->code);
+    d->first = other->code;
+    return DPK_OK;
+}
+
+struct pair {
+    uint32_t first, second, entry;
+};
+
+static int compare_pairs(const void *a, const void *b) {
+    const struct pair *x = a, *y = b;
+    if (x->first != y->first) return x->first < y->first ? -1 : 1;
+    return (x->second > y->second) - (x->second < y->second);
+}
+
+static int put_decompositions(struct dpk_tok_header *h, struct dpk_pack_bytes *out,
+                              dpk_error *err) {
+    struct full *list = NULL;
+    struct pair *pairs = NULL;
+    size_t n = 0, n_pairs = 0;
+    int rc = DPK_OK;
+    DPK_TRY(list_full(&list, &n, err));
+    pairs = malloc(n * sizeof *pairs);
+    if (!pairs) DPK_FAIL(err, DPK_ENOMEM, "tokenizer: out of memory");
+    for (size_t i = 0; i < n; i++) {
+        struct dpk_tok_decomposition d;
+        DPK_TRY(one_step(list, n, &list[i], &d, err));
+        DPK_TRY(dpk_pack_put(out, &d, sizeof d, err));
+        if (list[i].composes) pairs[n_pairs++] = (struct pair){d.first, d.second, (uint32_t)i};
+    }
+    qsort(pairs, n_pairs, sizeof *pairs, compare_pairs);
+    for (size_t i = 0; i < n_pairs; i++) DPK_TRY(dpk_pack_put32(out, pairs[i].entry, err));
+    h->n_decompositions = (uint32_t)n;
+done:
+    free(pairs);
+    free(list);
+    return rc;
+}
+
+int dpk_pack_unicode_tables(const struct dpk_pack_unicode *want, struct dpk_tok_header *h,
+                            struct dpk_pack_bytes *out, dpk_error *err) {
+    int rc = DPK_OK;
+    DPK_TRY(put_runs(want, h, out, err));
+    if (want->lower) DPK_TRY(put_lower(h, out, err));
+    if (want->decompositions) DPK_TRY(put_decompositions(h, out, err));
+done:
+    return rc;
+}

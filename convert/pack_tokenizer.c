@@ -4,6 +4,7 @@
 #include "../formats/fail.h"
 #include "../formats/source.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -73,7 +73,7 @@ static int put_byte_ids(struct clip *c, struct dpk_pack_bytes *out) {
         uint32_t other = 0x100;
         for (uint32_t b = 0; b < 256; b++) {
             bool visible = (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174;
-            uint32_t code = visible ? b : other++, id;
+            uint32_t code = visible ? b : other++, id = 0;
             char s[8] = {(char)code};
             if (code >= 0x80) {
                 s[0] = (char)(0xc0 | code >> 6);

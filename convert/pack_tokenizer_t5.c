@@ -6,6 +6,7 @@
 #include "../formats/utf8.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 

@@ -65,12 +65,14 @@ static void test_group_norm_random(void **state) {
     }
 }
 
-/* A mean of 10^5 deviations: naive sums of squares keep no digit of the variance in float32. */
+/* Means of 10^5 and 10^6 deviations: naive sums of squares keep no digit of the variance in float32. */
 static void test_group_norm_no_cancellation(void **state) {
     (void)state;
     group_case(50, DPK_F32, ref_shape(4, 2, 37, 41, 64), 0, 32, DPK_ACT_NONE, 1e-2, 1000);
     group_case(51, DPK_F32, ref_shape(4, 1, 8, 8, 33), 0, 3, DPK_ACT_NONE, 1e-2, -1000);
     group_case(52, DPK_F32, ref_shape(4, 1, 64, 64, 20), 12, 4, DPK_ACT_SILU, 1e-2, 1000);
+    group_case(53, DPK_F32, ref_shape(4, 2, 30, 30, 96), 0, 32, DPK_ACT_NONE, 1, 1e6);
+    group_case(54, DPK_F32, ref_shape(3, 5, 3, 24), 0, 24, DPK_ACT_NONE, 1, 1e6);
 }
 
 /* An outlier of 1000 deviations as the very first pixel, where a shift taken from the data would be
@@ -133,6 +135,7 @@ static void test_layer_norm_no_cancellation(void **state) {
     (void)state;
     layer_case(300, DPK_F32, ref_shape(3, 2, 21, 640), GAMMA | BETA, 1e-2, 1000);
     layer_case(301, DPK_F32, ref_shape(3, 2, 21, 77), MOD, 1e-2, -1000);
+    layer_case(303, DPK_F32, ref_shape(3, 2, 50, 320), GAMMA | BETA, 1, 1e6);
     layer_case(302, DPK_F32, ref_shape(3, 1, 9, 4096), RMS | GAMMA, 1e3, 1e4);
 }
 

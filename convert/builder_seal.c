@@ -30,32 +30,46 @@ done:
     return rc;
 }
 
-/* The output of that name of a program before `end`; NULL if there is none. */
-static const struct dpk_shape *earlier_output(const struct dpk_builder *b,
-                                              const struct dpk_prog *end, const char *name,
-                                              struct dpk_shape *const *made) {
+/* What earlier programs say about a value of that name: the shape of an output, or the sizes of an
+ * input. Both are false if there is none. */
+struct known {
+    const struct dpk_shape *output;
+    const struct dpk_build_input *input;
+};
+static struct known find_known(const struct dpk_builder *b, const struct dpk_prog *end,
+                               const char *name, struct dpk_shape *const *made) {
+    struct known known = {NULL, NULL};
     size_t k = 0;
-    for (const struct dpk_prog *p = b->programs; p != end; p = p->next, k++)
+    for (const struct dpk_prog *p = b->programs; p != end; p = p->next, k++) {
+        for (size_t i = 0; i < p->n_inputs; i++)
+            if (strcmp(p->inputs[i].name, name) == 0) known.input = &p->inputs[i];
         for (size_t i = 0; i < p->n_ops; i++)
-            if (p->ops[i].output && strcmp(p->ops[i].output, name) == 0) return &made[k][i];
-    return NULL;
+            if (p->ops[i].output && strcmp(p->ops[i].output, name) == 0) known.output = &made[k][i];
+    }
+    return known;
+}
+
+static struct dpk_shape trial_shape(const struct dpk_build_input *in) {
+    struct dpk_shape s = {.rank = in->value.rank};
+    for (int i = 0; i < s.rank; i++)
+        s.dim[i] = in->value.dim[i] ? in->value.dim[i] : i == 0 ? TRIAL_BATCH : TRIAL_SIZE;
+    return s;
 }
 
 static int input_shape(const struct dpk_prog *p, const struct dpk_build_input *in,
-                       const struct dpk_shape *given, struct dpk_shape *shape, dpk_error *err) {
+                       struct known known, struct dpk_shape *shape, dpk_error *err) {
     int rc = DPK_OK;
-    shape->rank = in->value.rank;
+    struct dpk_shape given = trial_shape(known.input ? known.input : in);
+    if (known.output) given = *known.output;
+    *shape = trial_shape(in);
+    if (given.rank != shape->rank)
+        DPK_FAIL(err, DPK_EFORMAT, "program %s: input %s has rank %d, it is made with rank %d",
+                 p->name, in->name, shape->rank, given.rank);
     for (int i = 0; i < shape->rank; i++) {
-        const int32_t fixed = in->value.dim[i];
-        shape->dim[i] = fixed ? fixed : i == 0 ? TRIAL_BATCH : TRIAL_SIZE;
-        if (!given) continue;
-        if (given->rank != shape->rank)
-            DPK_FAIL(err, DPK_EFORMAT, "program %s: input %s has rank %d, it is made with rank %d",
-                     p->name, in->name, shape->rank, given->rank);
-        if (fixed && given->dim[i] != fixed)
+        if (in->value.dim[i] && given.dim[i] != in->value.dim[i])
             DPK_FAIL(err, DPK_EFORMAT, "program %s: input %s wants size %d, it is made with %d",
-                     p->name, in->name, fixed, given->dim[i]);
-        shape->dim[i] = given->dim[i];
+                     p->name, in->name, in->value.dim[i], given.dim[i]);
+        shape->dim[i] = given.dim[i];
     }
 done:
     return rc;
@@ -68,8 +82,8 @@ static int try_program(const struct dpk_builder *b, const struct dpk_prog *p,
     struct dpk_shape *inputs = calloc(p->n_inputs + 1, sizeof *inputs);
     if (!inputs) DPK_FAIL(err, DPK_ENOMEM, "out of memory for %zu inputs", p->n_inputs);
     for (size_t i = 0; i < p->n_inputs; i++)
-        DPK_TRY(input_shape(p, &p->inputs[i], earlier_output(b, p, p->inputs[i].name, made),
-                            &inputs[i], err));
+        DPK_TRY(input_shape(p, &p->inputs[i], find_known(b, p, p->inputs[i].name, made), &inputs[i],
+                            err));
     for (size_t i = 0; i < p->n_ops; i++) {
         const struct dpk_build_op *o = &p->ops[i];
         struct dpk_shape in[DPK_MAX_IN] = {0}, wt[DPK_MAX_WT] = {0};

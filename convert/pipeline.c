@@ -12,10 +12,16 @@
 static const char *const clip_classes[] = {"CLIPTextModel", NULL};
 static const char *const clip_projection_classes[] = {"CLIPTextModelWithProjection", NULL};
 static const char *const unet_classes[] = {"UNet2DConditionModel", NULL};
+static const char *const t5_classes[] = {"T5EncoderModel", NULL};
+/* Saved before diffusers 0.30 under the name of the class that it was part of. */
+static const char *const pixart_classes[] = {"PixArtTransformer2DModel", "Transformer2DModel",
+                                             NULL};
 static const char *const vae_classes[] = {"AutoencoderKL", NULL};
 
 /* transformers 5 saves CLIPTextModel without the prefix. */
 static const struct dpk_rename clip_renames[] = {{"text_model.", ""}, {NULL, NULL}};
+/* A tied table has two names. */
+static const struct dpk_rename t5_renames[] = {{"shared.", "encoder.embed_tokens."}, {NULL, NULL}};
 /* Attention of autoencoders saved before diffusers 0.16. */
 static const struct dpk_rename vae_renames[] = {{".to_q.", ".query."},
                                                 {".to_k.", ".key."},
@@ -168,8 +174,51 @@ done:
     return rc;
 }
 
+/* T5 and a transformer over patches. The prompt is lower-cased and stripped, as the pipeline does with
+ * clean_caption off (which it is without two optional Python packages). */
+static int build_pixart(struct dpk_conversion *c, dpk_error *err) {
+    enum { TOKENS = 120 };
+    int rc = DPK_OK, width, size, channels, patch;
+    uint32_t context;
+    struct dpk_vae_result vae;
+    struct dpk_component *part;
+    const struct dpk_config *config;
+    struct dpk_prog *text = dpk_build_program(c->builder, "text");
+    DPK_TRY(dpk_conversion_part(c, "text_encoder", t5_classes, t5_renames, &part, &config, err));
+    dpk_build_component(text, part);
+    const uint32_t ids = DPK_BUILD_INPUT(text, "ids", DPK_VALUE_I32, 0, TOKENS);
+    const uint32_t mask = DPK_BUILD_INPUT(text, "mask", DPK_VALUE_I32, 0, TOKENS);
+    DPK_TRY(dpk_arch_t5(text, config, ids, mask, &context, &width, err));
+    dpk_build_output(text, "context", dpk_build_slice(text, context, DPK_VALUE_F32));
+    DPK_TRY(dpk_conversion_tokenizer(c, "tokenizer", DPK_TOKENIZER_T5, TOKENS, true, err));
+
+    DPK_TRY(dpk_conversion_part(c, "transformer", pixart_classes, NULL, &part, &config, err));
+    struct dpk_prog *setup = dpk_build_program(c->builder, "setup");
+    struct dpk_prog *step = dpk_build_program(c->builder, "step");
+    dpk_build_component(setup, part);
+    dpk_build_component(step, part);
+    DPK_TRY(dpk_arch_pixart(setup, step, config, &size, err));
+    DPK_TRY(dpk_config_int(config, "in_channels", 4, 1, 1024, &channels, err));
+    DPK_TRY(dpk_config_int(config, "patch_size", 2, 1, 64, &patch, err));
+    DPK_TRY(add_vae(c, channels, &vae, err));
+    add_defaults(c,
+                 &(struct defaults){.steps = 20,
+                                    .guidance = 4.5,
+                                    .negative = "encode",
+                                    .width = size,
+                                    .height = size,
+                                    .multiple = patch},
+                 &vae);
+    /* The table of aspect ratios that sizes are taken from. */
+    if (size == 128 || size == 64 || size == 32)
+        dpk_builder_meta(c->builder, "pipeline.binning", "%d", size * 8);
+done:
+    return rc;
+}
+
 const struct dpk_pipeline dpk_pipelines[] = {
     {"StableDiffusionXLPipeline", "sdxl", build_sdxl},
     {"StableDiffusionPipeline", "sd", build_sd},
+    {"PixArtAlphaPipeline", "pixart", build_pixart},
     {NULL, NULL, NULL},
 };

@@ -78,7 +78,8 @@ static bool ignorable(const char *name) {
     const size_t n = strlen(name);
     static const char ids[] = "position_ids";
     if (n >= sizeof ids - 1 && strcmp(name + n - (sizeof ids - 1), ids) == 0) return true;
-    return strcmp(name, "logit_scale") == 0 || strncmp(name, "model_ema.", 10) == 0;
+    return strcmp(name, "logit_scale") == 0 || strcmp(name, "encoder.embed_tokens.weight") == 0 ||
+           strncmp(name, "model_ema.", 10) == 0;
 }
 
 int dpk_component_check_used(const struct dpk_component *c, dpk_error *err) {

@@ -1,0 +1,47 @@
+/* What was decided and what it costs, for people and for programs. */
+#ifndef DPK_REPORT_H
+#define DPK_REPORT_H
+
+#include "layers.h"
+
+#include <stdio.h>
+
+/* One line a layer: name, kind, in, out, what it was fused from, rows a step, decision, bytes before
+ * and after, reason. */
+void dpk_report_table(FILE *out, const struct dpk_layers *layers);
+
+/* {"layers":[{"name","kind","in","out","rows","quantized","reason"}, ...]}, a layer a line. */
+void dpk_report_decisions(FILE *out, const struct dpk_layers *layers);
+
+/* Totals of the layers. */
+struct dpk_report_totals {
+    size_t n_layers, n_quantized;
+    uint64_t bytes_before, bytes_after; /* of all layers */
+    double bits;                        /* a weight, all layers */
+    double sqnr_db;                     /* of all quantized weights together */
+    const struct dpk_layer *worst;      /* lowest SQNR; NULL if nothing is quantized */
+};
+struct dpk_report_totals dpk_report_sum(const struct dpk_layers *layers);
+
+/* What a report is about. */
+struct dpk_report_subject {
+    const char *source_path;
+    uint64_t source_sum;
+    const char *model; /* NULL if unknown */
+    const struct dpk_scheme *scheme;
+    const char *filter_id;
+    uint64_t file_before, file_after; /* bytes; after 0: not written */
+};
+
+/* A few lines: layers, sizes, error of the weights. */
+void dpk_report_summary(FILE *out, const struct dpk_report_subject *subject,
+                        const struct dpk_layers *layers);
+/* The same and more as JSON: the subject, the totals, and per layer also source, group, bytes, SQNR and share
+ * of the total error (null where nothing was lost). */
+void dpk_report_json(FILE *out, const struct dpk_report_subject *subject,
+                     const struct dpk_layers *layers);
+/* To a file, which appears whole or not at all. Errors: DPK_EIO, DPK_ENOMEM. */
+int dpk_report_write_json(const char *path, const struct dpk_report_subject *subject,
+                          const struct dpk_layers *layers, dpk_error *err);
+
+#endif

@@ -55,16 +55,32 @@ done:
     return rc;
 }
 
+/* Add the stages. A shape rule that breaks is the fault of the inputs: a file is not trusted, but
+ * its programs fit sizes that fit each other. */
+static int add_stages(struct run *r, dpk_error *err) {
+    int rc = DPK_OK;
+    static const char *const two[2] = {"setup", "step"};
+    bool denoise = !strcmp(r->component, "denoise");
+    dpk_error why = {0};
+    for (int i = 0; i < 1 + denoise; i++) {
+        const char *program = denoise ? two[i] : r->component;
+        if (!dpk_file_program(r->plan.file, program))
+            DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: the model has no program %s", r->component,
+                     program);
+        rc = dpk_plan_add(&r->plan, program, r->in, r->n_in, i - 1, &r->last, &why);
+        if (rc == DPK_EFORMAT)
+            DPK_FAIL(err, DPK_EARG, "%s: the inputs do not fit the model: %.400s", r->component,
+                     why.msg);
+        if (rc) DPK_FAIL(err, rc, "%s", why.msg);
+    }
+done:
+    return rc;
+}
+
 static int plan_run(struct run *r, const dpk_array *in, size_t n_in, dpk_error *err) {
     int rc = DPK_OK;
-    uint32_t setup;
     dpk_plan_init(&r->plan, r->session->backend, &r->session->model->file, r->session->act_dtype);
-    if (strcmp(r->component, "denoise")) {
-        DPK_TRY(dpk_plan_add(&r->plan, r->component, r->in, r->n_in, -1, &r->last, err));
-    } else {
-        DPK_TRY(dpk_plan_add(&r->plan, "setup", r->in, r->n_in, -1, &setup, err));
-        DPK_TRY(dpk_plan_add(&r->plan, "step", r->in, r->n_in, (int)setup, &r->last, err));
-    }
+    DPK_TRY(add_stages(r, err));
     DPK_TRY(check_used(r, in, n_in, err));
     DPK_TRY(dpk_plan_place(&r->plan, err));
     DPK_TRY(dpk_session_take(r->session, &r->plan, 0, r->component, err));

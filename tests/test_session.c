@@ -292,7 +292,7 @@ static void test_components_check_their_inputs(void **state) {
     in[1].rank = 5;
     expect_refused(s, "text", in, 2, "5 dimensions");
     in[1].rank = 2, in[1].dim[0] = 2;
-    expect_refused(s, "text", in, 2, "");
+    expect_refused(s, "text", in, 2, "the inputs do not fit the model: concat");
     in[1].dim[0] = 1;
     ids[76] = 1 << 30;
     expect_refused(s, "text", in, 2, "ids[76] is 1073741824");

@@ -285,9 +285,12 @@ static void check_tiny(const char *name) {
     dpk_session_free(s), dpk_model_free(model);
 }
 
-static void test_pictures_of_tiny_sdxl(void **state) {
+static void test_pictures_of_tiny_models(void **state) {
     (void)state;
     check_tiny("tiny-sdxl");
+    check_tiny("tiny-ssd1b");
+    check_tiny("tiny-sd15");
+    check_tiny("tiny-pixart");
 }
 
 /* ---- Threads, files -------------------------------------------------------------------------- */
@@ -334,7 +337,7 @@ static void test_converting_twice_gives_the_same_bytes(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pictures_of_shapes),
-        cmocka_unit_test(test_pictures_of_tiny_sdxl),
+        cmocka_unit_test(test_pictures_of_tiny_models),
         cmocka_unit_test(test_threads_change_nothing),
         cmocka_unit_test(test_converting_twice_gives_the_same_bytes),
     };

@@ -45,7 +45,53 @@ static const struct range mid_letter[] = {
     {0x2024, 0x2024}, {0x2027, 0x2027}, {0xfe13, 0xfe13}, {0xfe52, 0xfe52},
     {0xfe55, 0xfe55}, {0xff07, 0xff07}, {0xff0e, 0xff0e}, {0xff1a, 0xff1a}};
 
+/* What Unicode 15.1, 16 and 17 have added to the letters, numbers and lower cases that the tokenizers
+ * library 0.23 knows, for a utf8proc that is older. */
+static const struct range later_letters[] = {
+    {0x1c89, 0x1c8a},   {0xa7cb, 0xa7cd},   {0xa7da, 0xa7dc},   {0x105c0, 0x105f3},
+    {0x10d4a, 0x10d65}, {0x10d6f, 0x10d85}, {0x10ec2, 0x10ec4}, {0x11380, 0x11389},
+    {0x1138b, 0x1138b}, {0x1138e, 0x1138e}, {0x11390, 0x113b5}, {0x113b7, 0x113b7},
+    {0x113d1, 0x113d1}, {0x113d3, 0x113d3}, {0x11bc0, 0x11be0}, {0x13460, 0x143fa},
+    {0x16100, 0x1611d}, {0x16d40, 0x16d6c}, {0x18cff, 0x18cff}, {0x1e5d0, 0x1e5ed},
+    {0x1e5f0, 0x1e5f0}, {0x2ebf0, 0x2ee5d}};
+static const struct range later_numbers[] = {
+    {0x10d40, 0x10d49}, {0x116d0, 0x116e3}, {0x11bf0, 0x11bf9}, {0x16130, 0x16139},
+    {0x16d70, 0x16d79}, {0x1ccf0, 0x1ccf9}, {0x1e5f1, 0x1e5fa}};
+static const struct {
+    uint32_t first, last, lower; /* of first */
+} later_lower[] = {{0x1c89, 0x1c89, 0x1c8a},    {0xa7cb, 0xa7cb, 0x264},
+                   {0xa7cc, 0xa7cc, 0xa7cd},    {0xa7ce, 0xa7ce, 0xa7cf},
+                   {0xa7d2, 0xa7d2, 0xa7d3},    {0xa7d4, 0xa7d4, 0xa7d5},
+                   {0xa7da, 0xa7da, 0xa7db},    {0xa7dc, 0xa7dc, 0x19b},
+                   {0x10d50, 0x10d65, 0x10d70}, {0x16ea0, 0x16eb8, 0x16ebb}};
+
+/* Its NFC, on the other hand, is that of Unicode 9: to it these marks have combining class 0, and
+ * U+11938 is no composition. */
+static const struct range later_marks[] = {
+    {0x7fd, 0x7fd},     {0x898, 0x89f},     {0x8ca, 0x8d3},     {0x9fe, 0x9fe},
+    {0xc3c, 0xc3c},     {0xd3b, 0xd3c},     {0xeba, 0xeba},     {0x1715, 0x1715},
+    {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},   {0xa82c, 0xa82c},   {0x10d24, 0x10d27},
+    {0x10eab, 0x10eac}, {0x10efd, 0x10eff}, {0x10f46, 0x10f50}, {0x10f82, 0x10f85},
+    {0x11070, 0x11070}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e}, {0x11839, 0x1183a},
+    {0x1193d, 0x1193e}, {0x11943, 0x11943}, {0x119e0, 0x119e0}, {0x11a34, 0x11a34},
+    {0x11a47, 0x11a47}, {0x11a99, 0x11a99}, {0x11d42, 0x11d42}, {0x11d44, 0x11d45},
+    {0x11d97, 0x11d97}, {0x11f41, 0x11f42}, {0x16ff0, 0x16ff1}, {0x1e08f, 0x1e08f},
+    {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef}};
+enum { LATER_COMPOSITION = 0x11938 };
+
+static uint32_t lower_of(uint32_t code) {
+    for (size_t i = 0; i < COUNT(later_lower); i++)
+        if (code >= later_lower[i].first && code <= later_lower[i].last)
+            return later_lower[i].lower + (code - later_lower[i].first);
+    return (uint32_t)utf8proc_tolower((utf8proc_int32_t)code);
+}
+
 static int class_of(uint32_t code, int category) {
+    if (category == UTF8PROC_CATEGORY_CN) {
+        if (in_ranges(later_letters, COUNT(later_letters), code)) category = UTF8PROC_CATEGORY_LO;
+        else if (in_ranges(later_numbers, COUNT(later_numbers), code))
+            category = UTF8PROC_CATEGORY_ND;
+    }
     const bool mark = category == UTF8PROC_CATEGORY_MN || category == UTF8PROC_CATEGORY_MC ||
                       category == UTF8PROC_CATEGORY_ME;
     const bool letter = category >= UTF8PROC_CATEGORY_LU && category <= UTF8PROC_CATEGORY_LO;
@@ -116,7 +162,8 @@ static int put_runs(const struct dpk_pack_unicode *want, struct dpk_tok_header *
         struct dpk_tok_run run = {.start = code};
         run.flags = (uint8_t)(class_of(code, p->category) & want->classes);
         if (want->clusters) run.cluster = (uint8_t)cluster_of(p->boundclass);
-        if (want->combining) run.combining = (uint8_t)p->combining_class;
+        if (want->combining && !in_ranges(later_marks, COUNT(later_marks), code))
+            run.combining = (uint8_t)p->combining_class;
         if (code && run.flags == last.flags && run.cluster == last.cluster &&
             run.combining == last.combining)
             continue;
@@ -131,7 +178,7 @@ done:
 static int put_lower(struct dpk_tok_header *h, struct dpk_pack_bytes *out, dpk_error *err) {
     int rc = DPK_OK;
     for (uint32_t code = 0; code < N_CODES; code++) {
-        uint32_t low = (uint32_t)utf8proc_tolower((utf8proc_int32_t)code);
+        uint32_t low = lower_of(code);
         if (low == code || code == 0x130) continue;
         DPK_TRY(dpk_pack_put32(out, code, err));
         DPK_TRY(dpk_pack_put32(out, low, err));
@@ -159,7 +206,9 @@ static int list_full(struct full **list, size_t *n_list, dpk_error *err) {
     for (uint32_t code = 0xa0; code < N_CODES; code++) {
         struct full f = {.code = code};
         int unused = 0;
-        if ((code >= 0xac00 && code <= 0xd7a3) || (code >= 0xd800 && code <= 0xdfff)) continue;
+        if ((code >= 0xac00 && code <= 0xd7a3) || (code >= 0xd800 && code <= 0xdfff) ||
+            code == LATER_COMPOSITION)
+            continue;
         f.n = (int)utf8proc_decompose_char((utf8proc_int32_t)code, f.v, MAX_FULL,
                                            UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &unused);
         if (f.n < 1 || f.n > MAX_FULL)

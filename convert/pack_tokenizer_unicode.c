@@ -45,8 +45,8 @@ static const struct range mid_letter[] = {
     {0x2024, 0x2024}, {0x2027, 0x2027}, {0xfe13, 0xfe13}, {0xfe52, 0xfe52},
     {0xfe55, 0xfe55}, {0xff07, 0xff07}, {0xff0e, 0xff0e}, {0xff1a, 0xff1a}};
 
-/* What Unicode 15.1, 16 and 17 have added to the letters, numbers and lower cases that the tokenizers
- * library 0.23 knows, for a utf8proc that is older. */
+/* What Unicode 15.1, 16 and 17 have added to the letters, numbers and lower cases that the
+ * tokenizers library 0.23 knows, for a utf8proc that is older. */
 static const struct range later_letters[] = {
     {0x1c89, 0x1c8a},   {0xa7cb, 0xa7cd},   {0xa7da, 0xa7dc},   {0x105c0, 0x105f3},
     {0x10d4a, 0x10d65}, {0x10d6f, 0x10d85}, {0x10ec2, 0x10ec4}, {0x11380, 0x11389},
@@ -78,6 +78,16 @@ static const struct range later_marks[] = {
     {0x11d97, 0x11d97}, {0x11f41, 0x11f42}, {0x16ff0, 0x16ff1}, {0x1e08f, 0x1e08f},
     {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef}, {0x1e4ec, 0x1e4ef}};
 enum { LATER_COMPOSITION = 0x11938 };
+
+/* Its grapheme clusters are those of Unicode 17: Extend and SpacingMark since 15.1, and two
+ * changes of Prepend. */
+static const struct range later_extend[] = {
+    {0x897, 0x897},     {0x1acf, 0x1add},   {0x1ae0, 0x1aeb},   {0x10d69, 0x10d6d},
+    {0x10efa, 0x10efc}, {0x113b8, 0x113c0}, {0x113c2, 0x113c2}, {0x113c5, 0x113c5},
+    {0x113c7, 0x113ca}, {0x113cc, 0x113d0}, {0x113d2, 0x113d2}, {0x113e1, 0x113e2},
+    {0x11b60, 0x11b67}, {0x11f5a, 0x11f5a}, {0x1611e, 0x1612f}, {0x1e5ee, 0x1e5ef},
+    {0x1e6e3, 0x1e6e3}, {0x1e6e6, 0x1e6e6}, {0x1e6ee, 0x1e6ef}, {0x1e6f5, 0x1e6f5}};
+enum { NEW_PREPEND = 0x113d1, OLD_PREPEND = 0x11a3a };
 
 static uint32_t lower_of(uint32_t code) {
     for (size_t i = 0; i < COUNT(later_lower); i++)
@@ -117,7 +127,10 @@ static int class_of(uint32_t code, int category) {
     return f;
 }
 
-static int cluster_of(int boundclass) {
+static int cluster_of(uint32_t code, int boundclass) {
+    if (in_ranges(later_extend, COUNT(later_extend), code)) return DPK_TOK_EXTEND;
+    if (code == NEW_PREPEND) return DPK_TOK_PREPEND;
+    if (code == OLD_PREPEND) return DPK_TOK_OTHER;
     switch (boundclass) {
     case UTF8PROC_BOUNDCLASS_CR:
         return DPK_TOK_CR;
@@ -161,7 +174,7 @@ static int put_runs(const struct dpk_pack_unicode *want, struct dpk_tok_header *
         const utf8proc_property_t *p = utf8proc_get_property((utf8proc_int32_t)code);
         struct dpk_tok_run run = {.start = code};
         run.flags = (uint8_t)(class_of(code, p->category) & want->classes);
-        if (want->clusters) run.cluster = (uint8_t)cluster_of(p->boundclass);
+        if (want->clusters) run.cluster = (uint8_t)cluster_of(code, p->boundclass);
         if (want->combining && !in_ranges(later_marks, COUNT(later_marks), code))
             run.combining = (uint8_t)p->combining_class;
         if (code && run.flags == last.flags && run.cluster == last.cluster &&

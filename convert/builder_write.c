@@ -78,8 +78,21 @@ static int add_front(const struct dpk_builder *b, struct dpk_writer *w, dpk_erro
                                 b->blobs[i].n_bytes, err));
     DPK_TRY(add_tensors(b, w, err));
     for (const struct dpk_prog *p = b->programs; p; p = p->next) DPK_TRY(add_program(b, p, w, err));
-    DPK_TRY(dpk_writer_begin(w, err));
 done:
+    return rc;
+}
+
+int dpk_builder_view(const struct dpk_builder *b, const char *path, struct dpk_file *f,
+                     dpk_error *err) {
+    struct dpk_writer *w = NULL;
+    int rc = DPK_OK;
+    *f = (struct dpk_file){.fd = -1};
+    if (!b->sealed) DPK_FAIL(err, DPK_EARG, "%s: the model's description is not complete", path);
+    DPK_TRY(dpk_writer_create(&w, path, err));
+    DPK_TRY(add_front(b, w, err));
+    DPK_TRY(dpk_writer_view(w, f, err));
+done:
+    dpk_writer_free(w);
     return rc;
 }
 
@@ -230,6 +243,7 @@ int dpk_builder_write(const struct dpk_builder *b, const char *path, int threads
     if (!b->sealed) DPK_FAIL(err, DPK_EARG, "%s: the model's description is not complete", path);
     DPK_TRY(dpk_writer_create(&w, path, err));
     DPK_TRY(add_front(b, w, err));
+    DPK_TRY(dpk_writer_begin(w, err));
     DPK_TRY(write_weights(b, w, threads, progress, arg, err));
     DPK_TRY(dpk_writer_finish(w, err));
 done:

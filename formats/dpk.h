@@ -186,6 +186,9 @@ int dpk_writer_program(struct dpk_writer *w, const char *name, const struct dpk_
 /* The same string gets the same offset. */
 int dpk_writer_string(struct dpk_writer *w, const char *s, uint32_t *offset, dpk_error *err);
 int dpk_writer_begin(struct dpk_writer *w, dpk_error *err);
+/* Instead of begin: everything but the weights as an open file, of which nothing is written (weights
+ * is NULL). Close it; the writer can only be freed. */
+int dpk_writer_view(struct dpk_writer *w, struct dpk_file *f, dpk_error *err);
 /* Next bytes of tensor `index`; tensors in order, a tensor in as many pieces as one likes. */
 int dpk_writer_put(struct dpk_writer *w, uint32_t index, const void *data, size_t n_bytes,
                    dpk_error *err);

@@ -335,32 +335,42 @@ static void place_entries(struct dpk_writer *w) {
 }
 
 /* What is about to be written, seen by the reader. */
-static int check_front(const struct dpk_writer *w, dpk_error *err) {
+static int view_front(const struct dpk_writer *w, struct dpk_file *f, dpk_error *err) {
     struct dpk_header h;
-    struct dpk_file f = {.fd = -1};
     int rc = DPK_OK;
     memcpy(&h, w->front.p, sizeof h);
-    f.file_bytes = h.file_bytes;
+    *f = (struct dpk_file){.fd = -1, .file_bytes = h.file_bytes};
     DPK_TRY(dpk_check_table(w->front.p, h.file_bytes, w->path, err));
-    f.front = aligned_alloc(DPK_ALIGN, w->front.n);
-    if (!f.front) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for %zu bytes", w->path, w->front.n);
-    memcpy(f.front, w->front.p, w->front.n);
-    DPK_TRY(dpk_check_front(&f, w->path, err));
+    f->front = aligned_alloc(DPK_ALIGN, w->front.n);
+    if (!f->front) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for %zu bytes", w->path, w->front.n);
+    memcpy(f->front, w->front.p, w->front.n);
+    DPK_TRY(dpk_check_front(f, w->path, err));
 done:
-    dpk_file_close(&f);
+    if (rc != DPK_OK) dpk_file_close(f);
+    return rc;
+}
+
+int dpk_writer_view(struct dpk_writer *w, struct dpk_file *f, dpk_error *err) {
+    int rc = DPK_OK;
+    *f = (struct dpk_file){.fd = -1};
+    DPK_TRY(want_state(w, COLLECTING, "dpk_writer_view", err));
+    w->state = STREAMING; /* no second try: the entries are placed now */
+    DPK_TRY(sort_pairs(w, err));
+    place_entries(w);
+    DPK_TRY(build_front(w, err));
+    DPK_TRY(view_front(w, f, err));
+done:
     return rc;
 }
 
 /* ---- Streaming ---- */
 
 int dpk_writer_begin(struct dpk_writer *w, dpk_error *err) {
+    struct dpk_file view;
     int rc = DPK_OK;
     DPK_TRY(want_state(w, COLLECTING, "dpk_writer_begin", err));
-    w->state = STREAMING; /* no second try: the entries are placed now */
-    DPK_TRY(sort_pairs(w, err));
-    place_entries(w);
-    DPK_TRY(build_front(w, err));
-    DPK_TRY(check_front(w, err));
+    DPK_TRY(dpk_writer_view(w, &view, err));
+    dpk_file_close(&view);
     DPK_TRY(dpk_output_create(&w->out, w->path, w->front.n + w->weights_bytes, w->front.n, err));
     XXH3_64bits_reset(w->sum);
 done:

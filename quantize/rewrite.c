@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 struct rewrite {
     const struct dpk_file *f;
@@ -268,6 +270,14 @@ done:
     return rc;
 }
 
+/* The pages of a tensor that was dealt with need not stay in memory: they are the file's. */
+static void drop_pages(const struct rewrite *r, const struct dpk_tensor_record *t) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t first = (uintptr_t)(r->f->weights + t->offset) / page * page;
+    const uintptr_t end = (uintptr_t)(r->f->weights + t->offset + t->bytes) / page * page;
+    if (end > first) madvise((void *)first, end - first, MADV_DONTNEED);
+}
+
 static int write_tensors(struct rewrite *r) {
     enum { PIECE = 1 << 20 };
     int rc = DPK_OK;
@@ -277,6 +287,7 @@ static int write_tensors(struct rewrite *r) {
         DPK_TRY(check_sum(r, t));
         if (r->of[i]) {
             DPK_TRY(quantize_layer(r, r->of[i]));
+            drop_pages(r, t);
             continue;
         }
         for (uint64_t at = 0; at < t->bytes; at += PIECE) {
@@ -284,6 +295,7 @@ static int write_tensors(struct rewrite *r) {
             DPK_TRY(put(r, r->number[i], r->f->weights + t->offset + at, n));
             DPK_TRY(progress(r, n));
         }
+        drop_pages(r, t);
     }
 done:
     return rc;

@@ -144,8 +144,9 @@ $(BUILD)/tests/bench_%: $(BUILD)/obj/tests/bench_%.o $(TEST_HELP) $(BUILD)/obj/l
 	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
 
 ## bench: kernels against the measured peak of this machine
-bench: $(BUILD)/tests/bench_kernels
+bench: $(BUILD)/tests/bench_kernels $(BUILD)/tests/bench_ops
 	$(BUILD)/tests/bench_kernels
+	$(BUILD)/tests/bench_ops
 
 ## bench-real: the real SDXL from its configs with drawn weights: convert, one step, one decode
 bench-real: all

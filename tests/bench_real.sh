@@ -26,6 +26,6 @@ for name in "$@"; do
     "$bin/diffpak" inspect "$model" --width $size --height $size
     for program in step decode; do
         peak "$bin/diffpak" bench "$model" --program $program --width $size --height $size \
-            --batch "$([ $program = step ] && echo 2 || echo 1)" --repeat 1 --threads "$threads" --profile
+            --batch 1 --repeat 1 --threads "$threads" --profile
     done
 done

@@ -280,7 +280,10 @@ static void check_tiny(const char *name) {
         fail_msg("%s", err.msg);
     snprintf(path, sizeof path, "tests/data/golden/%s.safetensors", name);
     if (dpk_tensors_open_file(&g, path, &err)) fail_msg("%s", err.msg);
-    cJSON_ArrayForEach(c, cJSON_GetObjectItem(json, "e2e")) check_case(name, s, g, c);
+    cJSON_ArrayForEach(c, cJSON_GetObjectItem(json, "e2e")) {
+        /* Sizes that are replaced by those of a table: the caller's business. */
+        if (!cJSON_IsTrue(cJSON_GetObjectItem(c, "binning"))) check_case(name, s, g, c);
+    }
     cJSON_Delete(json), dpk_tensors_close(g), dpk_source_close(source);
     dpk_session_free(s), dpk_model_free(model);
 }

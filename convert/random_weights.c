@@ -53,8 +53,8 @@ void dpk_random_table(float table[DPK_RANDOM_SEGMENTS + 1]) {
         square += (q[i] * q[i] + q[i] * q[i + 1] + q[i + 1] * q[i + 1]) / (3.0 * HALF);
     const double scale = 1.0 / sqrt(square); /* the variance of the segments is exactly 1 */
     for (int i = 0; i <= HALF; i++) {
-        table[HALF + i] = (float)(q[i] * scale);
         table[HALF - i] = (float)(-q[i] * scale);
+        table[HALF + i] = (float)(q[i] * scale);
     }
 }
 

@@ -22,9 +22,9 @@
 #define COUNTING 1
 #endif
 
+#if COUNTING
 static atomic_int counting, calls;
 
-#if COUNTING
 void *__libc_malloc(size_t n);
 void *__libc_calloc(size_t n, size_t size);
 void *__libc_realloc(void *p, size_t n);
@@ -42,7 +42,6 @@ int posix_memalign(void **p, size_t alignment, size_t n) {
     *p = __libc_memalign(alignment, n);
     return *p ? 0 : 12;
 }
-#endif
 
 /* Counts from the first call on; the last one (all work done) stops it. */
 static int progress(void *arg, const dpk_progress *p) {
@@ -72,6 +71,8 @@ static void test_no_allocation_during_a_run(void **state) {
     assert_int_equal(atomic_load(&calls), 0);
     dpk_images_free(images), dpk_session_free(s), dpk_model_free(model);
 }
+
+#endif
 
 /* A limit one byte under the plan is refused, the plan itself is enough. */
 static void test_memory_limit_is_exact(void **state) {

@@ -114,6 +114,7 @@ int dpk_pack_json_read(struct dpk_pack_json *j, const struct dpk_pack_tokenizer 
                                                : src->vocab.data && src->merges.data;
     if (!whole) DPK_TRY(read_json(&j->tokenizer, src, "tokenizer.json", &src->tokenizer, err));
 done:
+    if (rc) dpk_pack_json_free(j);
     return rc;
 }
 

@@ -31,6 +31,7 @@ static int add_input(struct run *r, const dpk_array *a, const char *name, dpk_er
     if (a->rank < 1 || a->rank > DPK_MAX_RANK)
         DPK_FAIL(err, DPK_EARG, "%s: input %s has %d dimensions, want 1 to %d", r->component, name,
                  a->rank, DPK_MAX_RANK);
+    if (!a->data) DPK_FAIL(err, DPK_EARG, "%s: input %s has no data", r->component, name);
     struct dpk_plan_input *in = &r->in[r->n_in++];
     *in = (struct dpk_plan_input){.name = name, .dtype = a->type, .data = a->data};
     in->shape.rank = a->rank;

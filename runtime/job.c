@@ -88,6 +88,7 @@ static void set_input(struct dpk_plan_input *in, const char *name, int32_t dtype
     *in = (struct dpk_plan_input){.name = name, .dtype = dtype, .shape = shape};
 }
 
+/* The output must be float32 and of this shape; dimensions that are 0 there may have any size. */
 static int find_output(struct dpk_job *job, uint32_t stage, const char *name,
                        const struct dpk_shape *want, uint32_t *value, dpk_error *err) {
     int rc = DPK_OK;
@@ -95,13 +96,17 @@ static int find_output(struct dpk_job *job, uint32_t stage, const char *name,
     *value = dpk_plan_find_output(s, job->plan.file, name);
     if (*value == DPK_NONE)
         DPK_FAIL(err, DPK_EFORMAT, "%s: the program has no output %s", s->program->name, name);
-    if (s->values[*value].dtype != DPK_F32)
+    const struct dpk_plan_value *v = &s->values[*value];
+    if (v->dtype != DPK_F32)
         DPK_FAIL(err, DPK_EFORMAT, "%s: output %s is %s, want f32", s->program->name, name,
-                 dpk_dtype_name(s->values[*value].dtype));
-    if (want && memcmp(want, &s->values[*value].shape, sizeof *want)) {
+                 dpk_dtype_name(v->dtype));
+    bool fits = v->shape.rank == want->rank;
+    for (int i = 0; fits && i < want->rank; i++)
+        fits = !want->dim[i] || v->shape.dim[i] == want->dim[i];
+    if (!fits) {
         char a[64], b[64];
-        DPK_FAIL(err, DPK_EFORMAT, "%s: output %s is %s, want %s", s->program->name, name,
-                 dpk_plan_shape_text(&s->values[*value].shape, a, sizeof a),
+        DPK_FAIL(err, DPK_EFORMAT, "%s: output %s is %s, want %s (0: any size)", s->program->name,
+                 name, dpk_plan_shape_text(&v->shape, a, sizeof a),
                  dpk_plan_shape_text(want, b, sizeof b));
     }
 done:
@@ -122,10 +127,12 @@ static int plan_text(struct dpk_job *job, dpk_error *err) {
     set_input(&job->text_in[1], "ids_2", DPK_I32, shape_of(2, job->text_rows, length[1], 0, 0));
     set_input(&job->text_in[2], "mask", DPK_I32, shape_of(2, job->text_rows, length[0], 0, 0));
     DPK_TRY(dpk_plan_add(&job->plan, "text", job->text_in, 3, -1, &job->text, err));
-    DPK_TRY(find_output(job, job->text, "context", NULL, &job->out_context, err));
+    struct dpk_shape context = shape_of(3, job->text_rows, 0, 0, 0);
+    struct dpk_shape pooled = shape_of(2, job->text_rows, 0, 0, 0);
+    DPK_TRY(find_output(job, job->text, "context", &context, &job->out_context, err));
     job->out_pooled = dpk_plan_find_output(&job->plan.stages[job->text], job->plan.file, "pooled");
     if (job->out_pooled != DPK_NONE)
-        DPK_TRY(find_output(job, job->text, "pooled", NULL, &job->out_pooled, err));
+        DPK_TRY(find_output(job, job->text, "pooled", &pooled, &job->out_pooled, err));
 done:
     return rc;
 }
@@ -149,8 +156,8 @@ static int plan_network(struct dpk_job *job, dpk_error *err) {
     set_input(&in[n++], "context", DPK_F32, with_rows(job, job->out_context));
     set_input(&in[n++], "time_ids", DPK_F32, shape_of(2, rows, 6, 0, 0));
     set_input(&in[n++], "timesteps", DPK_F32, shape_of(1, job->schedule->n_rows, 0, 0, 0));
-    set_input(&in[n++], "mask", DPK_I32, with_rows(job, job->out_context));
-    in[n - 1].shape = shape_of(2, rows, (uint64_t)in[n - 1].shape.dim[1], 0, 0);
+    uint64_t length = (uint64_t)job->text_in[2].shape.dim[1];
+    set_input(&in[n++], "mask", DPK_I32, shape_of(2, rows, length, 0, 0));
     set_input(&in[n++], "resolution", DPK_F32, shape_of(2, rows, 2, 0, 0));
     set_input(&in[n++], "aspect_ratio", DPK_F32, shape_of(2, rows, 1, 0, 0));
     if (job->out_pooled != DPK_NONE)

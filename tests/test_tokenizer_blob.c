@@ -27,11 +27,13 @@ static void test_same_bytes(void **state) {
     }
 }
 
-static const char *const probes[] = {"a photo of an astronaut",
-                                     "It's A Test!! <|endoftext|> \xc3\xa9 e\xcc\x81 \xea\xb0\x81",
-                                     "</s><extra_id_5> \xef\xbc\xa1\xcc\x81 "
-                                     "\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x9a\x80 \xef\xb7\xba",
-                                     ""};
+static const char *const probes[] = {
+    "a photo of an astronaut",
+    "It's A Test!! <|endoftext|> \xc3\xa9 e\xcc\x81 \xea\xb0\x81",
+    "</s><extra_id_5> \xef\xbc\xa1\xcc\x81",
+    "\xf0\x9f\x91\xa9\xe2\x80\x8d\xf0\x9f\x9a\x80 \xef\xb7\xba",
+    "",
+};
 
 /* Open a blob that may be broken; if it opens, it must work. */
 static bool try_blob(uint32_t kind, const uint8_t *blob, size_t n) {

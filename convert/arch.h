@@ -1,5 +1,6 @@
-/* Architectures: each function adds the operators of one component to a program. They read the component's config, take
- * values and give values back; the weights come from the component that dpk_build_component set. */
+/* Architectures: each function adds the operators of one component to a program. They read the
+ * component's config, take values and give values back; the weights come from the component that
+ * dpk_build_component set. */
 #ifndef DPK_ARCH_H
 #define DPK_ARCH_H
 
@@ -9,11 +10,11 @@
 
 /* CLIPTextModel and CLIPTextModelWithProjection. */
 struct dpk_clip_opt {
-    /* The context: hidden states after layer n - skip, 0 being the last one; with final_norm through the final layer norm. */
+    /* The context: hidden states after layer n - skip, 0 being the last one; with final_norm
+     * through the final layer norm. */
     int skip;
     bool final_norm;
-    bool
-        projection; /* also the projected state at the end of the text (CLIPTextModelWithProjection) */
+    bool projection; /* also the projected state at the end of the text */
 };
 struct dpk_clip_result {
     uint32_t context, pooled; /* ACT; pooled 0 without projection */

@@ -1,5 +1,5 @@
-/* CLIP text encoders (transformers' CLIPTextModel, CLIPTextModelWithProjection): learned positions, causal pre-norm
- * blocks. The query, key and value projections of a block become one linear. */
+/* CLIP text encoders (transformers' CLIPTextModel, CLIPTextModelWithProjection): learned positions,
+ * causal pre-norm blocks. The query, key and value projections of a block become one linear. */
 #include "arch.h"
 
 #include "../formats/fail.h"
@@ -83,7 +83,8 @@ int dpk_arch_clip(struct dpk_prog *p, const struct dpk_config *config,
     }
     if (opt->projection) {
         uint32_t h = dpk_build_layer_norm(p, final_norm, x, t.width, (float)t.eps);
-        /* configs from before transformers 4.30 say 2 whatever the vocabulary; it stands for the largest id */
+        /* configs from before transformers 4.30 say 2 whatever the vocabulary; it stands for the
+         * largest id */
         h = dpk_build_eos_pool(p, h, ids, t.eos == 2 ? -1 : t.eos);
         result->pooled =
             dpk_build_linear(p, "text_projection", h, t.projection, t.width, .no_bias = true);

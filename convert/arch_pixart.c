@@ -1,6 +1,7 @@
-/* The PixArt-alpha transformer (diffusers' PixArtTransformer2DModel; Transformer2DModel with ada_norm_single in older
- * configs). What depends on the prompt, the size and the timestep alone is done in `setup`: the caption's keys and
- * values for every block, and the modulation vectors of every step. */
+/* The PixArt-alpha transformer (diffusers' PixArtTransformer2DModel; Transformer2DModel with
+ * ada_norm_single in older configs). What depends on the prompt, the size and the timestep alone is
+ * done in `setup`: the caption's keys and values for every block, and the modulation vectors of
+ * every step. */
 #include "arch.h"
 
 #include "../formats/fail.h"
@@ -107,7 +108,8 @@ static void setup(struct dpk_prog *p, const struct pixart *x) {
     }
 }
 
-/* One block; mod [B, 6 * width]: shift, scale and gate of the attention, then of the feed-forward. */
+/* One block; mod [B, 6 * width]: shift, scale and gate of the attention, then of the
+ * feed-forward. */
 static uint32_t block(struct dpk_prog *p, const struct pixart *x, int i, uint32_t h, uint32_t mod,
                       uint32_t mask) {
     struct dpk_name name = dpk_namef("transformer_blocks.%d", i);

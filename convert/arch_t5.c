@@ -1,5 +1,5 @@
-/* The T5 v1.1 encoder (transformers' T5EncoderModel): relative position bias of the first block shared by all,
- * root-mean-square norms, attention without scaling, gated feed-forward. */
+/* The T5 v1.1 encoder (transformers' T5EncoderModel): relative position bias of the first block
+ * shared by all, root-mean-square norms, attention without scaling, gated feed-forward. */
 #include "arch.h"
 
 #include "../formats/fail.h"

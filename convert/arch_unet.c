@@ -1,9 +1,10 @@
-/* The conditional UNet (diffusers' UNet2DConditionModel) of Stable Diffusion 1.x, XL and their kin; its config decides channels,
- * depths, heads and blocks.
+/* The conditional UNet (diffusers' UNet2DConditionModel) of Stable Diffusion 1.x, XL and their kin;
+ * its config decides channels, depths, heads and blocks.
  *
- * One walk over the network fills two programs. What depends on the prompt, the picture's size and the timestep alone
- * goes to `setup` as soon as its user is met: the keys and values of every cross-attention ("kv.LAYER") and the
- * projected time embedding of every resnet ("temb.LAYER", all timesteps at once); `step` takes them as inputs. */
+ * One walk over the network fills two programs. What depends on the prompt, the picture's size and
+ * the timestep alone goes to `setup` as soon as its user is met: the keys and values of every
+ * cross-attention ("kv.LAYER") and the projected time embedding of every resnet ("temb.LAYER", all
+ * timesteps at once); `step` takes them as inputs. */
 #include "arch.h"
 
 #include "../formats/fail.h"
@@ -35,7 +36,8 @@ enum mid_kind { MID_NONE, MID_RESNET, MID_ATTENTION };
 
 /* ---- Config --------------------------------------------------------------------------------- */
 
-/* Options that change the network in ways that are not built here: each must have the value of the models that are. */
+/* Options that change the network in ways that are not built here: each must have the value of the
+ * models that are. */
 static int check_options(const struct dpk_config *c, dpk_error *err) {
     static const char *const null_keys[] = {"class_embed_type",      "num_class_embeds",
                                             "time_cond_proj_dim",    "encoder_hid_dim",
@@ -102,7 +104,8 @@ done:
     return rc;
 }
 
-/* How many transformer blocks every layer has. Without a list of its own the way up mirrors the way down. */
+/* How many transformer blocks every layer has. Without a list of its own the way up mirrors the way
+ * down. */
 static int read_depths(struct unet *u, const struct dpk_config *c, dpk_error *err) {
     const char *key = "transformer_layers_per_block",
                *reverse = "reverse_transformer_layers_per_block";
@@ -179,7 +182,8 @@ static int read_config(struct unet *u, const struct dpk_config *c, dpk_error *er
     if (u->levels < 1) DPK_FAIL(err, DPK_EFORMAT, "%s: block_out_channels is missing", c->name);
     DPK_TRY(dpk_config_ints(c, "block_out_channels", 320, 1, 1 << 16, u->levels, u->channels, err));
     DPK_TRY(dpk_config_ints(c, "layers_per_block", 2, 1, MAX_LAYERS, u->levels, u->layers, err));
-    /* the key that is called head_dim holds the number of heads; num_attention_heads came later and wins */
+    /* the key that is called head_dim holds the number of heads; num_attention_heads came later and
+     * wins */
     const char *heads =
         dpk_config_item(c, "num_attention_heads") ? "num_attention_heads" : "attention_head_dim";
     DPK_TRY(dpk_config_ints(c, heads, 8, 1, 1024, u->levels, u->heads, err));
@@ -208,8 +212,8 @@ done:
 
 /* ---- Parts ---------------------------------------------------------------------------------- */
 
-/* The time embedding of every step, with the embeddings of pooled text and sizes added, through SiLU: [T, B, D] or,
- * without those, [T, D]. Every user takes it through SiLU. */
+/* The time embedding of every step, with the embeddings of pooled text and sizes added, through
+ * SiLU: [T, B, D] or, without those, [T, D]. Every user takes it through SiLU. */
 static void time_embedding(struct unet *u) {
     struct dpk_prog *p = u->setup;
     int d = u->time_dim;
@@ -285,7 +289,8 @@ static uint32_t transformer_block(struct unet *u, const char *name, uint32_t x, 
     return dpk_build_linear(p, DPK_SUB(name, "ff.net.2"), h, c, 4 * c, .residual = x);
 }
 
-/* A map is the sequence of its pixels, so nothing is flattened; a 1x1 convolution as projection is a linear. */
+/* A map is the sequence of its pixels, so nothing is flattened; a 1x1 convolution as projection is
+ * a linear. */
 static uint32_t transformer(struct unet *u, const char *name, uint32_t x, int c, int heads,
                             int depth) {
     struct dpk_prog *p = u->step;
@@ -366,7 +371,8 @@ int dpk_arch_unet(struct dpk_prog *setup, struct dpk_prog *step, const struct dp
     time_embedding(&u);
     uint32_t latent = DPK_BUILD_INPUT(step, "latent", DPK_VALUE_F32, 0, 0, 0, u.in);
     u.index = DPK_BUILD_INPUT(step, "step", DPK_VALUE_I32, 1);
-    /* at low noise the answer is little more than what the latent's last bits say: it goes in as it is */
+    /* at low noise the answer is little more than what the latent's last bits say: it goes in as it
+     * is */
     uint32_t x =
         dpk_build_conv2d(step, "conv_in", latent, u.channels[0], u.in, .kernel = u.conv_in);
     x = down_blocks(&u, x);

@@ -1,5 +1,5 @@
-/* The variational autoencoder (diffusers' AutoencoderKL): `decode` turns a sampler's latent into an image, `encode` an
- * image into mean and log variance of the latent before scaling. */
+/* The variational autoencoder (diffusers' AutoencoderKL): `decode` turns a sampler's latent into an
+ * image, `encode` an image into mean and log variance of the latent before scaling. */
 #include "arch.h"
 
 #include "../formats/fail.h"

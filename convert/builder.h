@@ -3,8 +3,8 @@
  *
  * Errors are sticky: after the first one every call does nothing and returns 0, and the error comes
  * out of dpk_builder_status. So an architecture file reads like the module that it reproduces.
- * Weights are planned here (name, shape, layout, source tensors, all checked) and moved later, piece
- * by piece, in the order in which the programs use them. */
+ * Weights are planned here (name, shape, layout, source tensors, all checked) and moved later,
+ * piece by piece, in the order in which the programs use them. */
 #ifndef DPK_BUILDER_H
 #define DPK_BUILDER_H
 
@@ -168,8 +168,8 @@ uint64_t dpk_builder_weight_bytes(const struct dpk_builder *b); /* of all; after
 size_t dpk_builder_n_ops(const struct dpk_builder *b);
 const char *dpk_builder_meta_get(const struct dpk_builder *b, const char *key); /* NULL: none */
 
-/* The file that would be written at `path`, opened, but for its weights (f->weights is NULL). Nothing
- * is written. Close it. */
+/* The file that would be written at `path`, opened, but for its weights (f->weights is NULL).
+ * Nothing is written. Close it. */
 int dpk_builder_view(const struct dpk_builder *b, const char *path, struct dpk_file *f,
                      dpk_error *err);
 

@@ -7,8 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Sizes that stand for "any" in the trial: the batch (an input's first dimension) and the others. 64
- * halves often enough for every autoencoder. */
+/* Sizes that stand for "any" in the trial: the batch (an input's first dimension) and the others.
+ * 64 halves often enough for every autoencoder. */
 enum { TRIAL_BATCH = 2, TRIAL_SIZE = 64 };
 
 static int number_weights(struct dpk_builder *b, dpk_error *err) {

@@ -1,6 +1,7 @@
-/* The file from a sealed builder. Threads make the bytes of the weights, a piece of about a megabyte
- * at a time, into a ring of buffers; the caller's thread writes them in order. So memory is bounded
- * by the ring whatever the model's size, and the bytes do not depend on the number of threads. */
+/* The file from a sealed builder. Threads make the bytes of the weights, a piece of about a
+ * megabyte at a time, into a ring of buffers; the caller's thread writes them in order. So memory
+ * is bounded by the ring whatever the model's size, and the bytes do not depend on the number of
+ * threads. */
 #include "builder_impl.h"
 
 #include "../formats/fail.h"

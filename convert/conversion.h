@@ -1,4 +1,5 @@
-/* From a model in Hugging Face layout to a .dpk: opened (recognised, read, planned), then written. */
+/* From a model in Hugging Face layout to a .dpk: opened (recognised, read, planned), then
+ * written. */
 #ifndef DPK_CONVERSION_H
 #define DPK_CONVERSION_H
 
@@ -24,8 +25,8 @@ int dpk_conversion_open(struct dpk_conversion **c, const struct dpk_convert_opti
 void dpk_conversion_close(struct dpk_conversion *c); /* NULL is fine */
 /* Sealed; dpk_builder_write writes it as often as one likes. */
 const struct dpk_builder *dpk_conversion_builder(const struct dpk_conversion *c);
-/* Component i: its name and the parameters and tensors that its architecture has, whether or not the
- * programs use all of them. NULL past the end. */
+/* Component i: its name and the parameters and tensors that its architecture has, whether or not
+ * the programs use all of them. NULL past the end. */
 const struct dpk_component *dpk_conversion_component(const struct dpk_conversion *c, int i);
 
 #endif

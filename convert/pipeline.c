@@ -1,5 +1,5 @@
-/* The pipelines of diffusers that convert: which components they have, how the text encoders' outputs
- * reach the denoiser, and the defaults of the class. */
+/* The pipelines of diffusers that convert: which components they have, how the text encoders'
+ * outputs reach the denoiser, and the defaults of the class. */
 #include "conversion_impl.h"
 
 #include "arch.h"
@@ -8,6 +8,7 @@
 #include "../formats/tokenizer_blob.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 static const char *const clip_classes[] = {"CLIPTextModel", NULL};
 static const char *const clip_projection_classes[] = {"CLIPTextModelWithProjection", NULL};
@@ -48,7 +49,12 @@ static void add_defaults(struct dpk_conversion *c, const struct defaults *d,
     dpk_builder_meta(b, "pipeline.vae_scale", "%d", vae->scale);
     dpk_builder_meta(b, "pipeline.size_multiple", "%d", d->multiple * vae->scale);
     dpk_builder_meta(b, "pipeline.latent_channels", "%d", vae->latent_channels);
-    dpk_builder_meta(b, "pipeline.scaling_factor", "%.17g", vae->scaling_factor);
+    /* In the shortest spelling that reads back the same. */
+    int digits = 6;
+    while (digits < 17 &&
+           strtod(dpk_namef("%.*g", digits, vae->scaling_factor).s, NULL) != vae->scaling_factor)
+        digits++;
+    dpk_builder_meta(b, "pipeline.scaling_factor", "%.*g", digits, vae->scaling_factor);
 }
 
 /* One CLIP encoder, its tokenizer and its input. */
@@ -139,8 +145,8 @@ done:
     return rc;
 }
 
-/* UNets saved by diffusers before 0.9 say 32 or so whatever they were trained with; the pipeline takes
- * anything below 64 as 64 then. */
+/* UNets saved by diffusers before 0.9 say 32 or so whatever they were trained with; the pipeline
+ * takes anything below 64 as 64 then. */
 static bool is_before_0_9(const struct dpk_config *config) {
     const cJSON *version = dpk_config_item(config, "_diffusers_version");
     int major = 1, minor = 0;
@@ -174,8 +180,8 @@ done:
     return rc;
 }
 
-/* T5 and a transformer over patches. The prompt is lower-cased and stripped, as the pipeline does with
- * clean_caption off (which it is without two optional Python packages). */
+/* T5 and a transformer over patches. The prompt is lower-cased and stripped, as the pipeline does
+ * with clean_caption off (which it is without two optional Python packages). */
 static int build_pixart(struct dpk_conversion *c, dpk_error *err) {
     enum { TOKENS = 120 };
     int rc = DPK_OK, width, size, channels, patch;

@@ -92,7 +92,7 @@ static void check_bytes(const struct dpk_weight_plan *w, const void *want, size_
     dpk_pack_scratch_free(&scratch);
 }
 
-/* One weight made of n_parts tensors of `rows` rows, as every type in every layout that it can have.
+/* One weight made of n_parts tensors of `rows` rows, as every type in every layout it can have.
  * shape: the logical one; source: a part's shape as text; values: the parts' values in the source's
  * order, logical: all of them in the file's logical order. */
 struct matrix {
@@ -290,7 +290,7 @@ static void test_rounding(void **state) {
     }
 }
 
-/* ---- Values that do not fit ------------------------------------------------------------------- */
+/* ---- Values that do not fit ------------------------------------------------------------------ */
 
 static void expect_error(const char *dir, int dtype, float bad, int code, const char *message) {
     static struct file f;
@@ -375,7 +375,7 @@ static void test_wrong_tensors(void **state) {
     dpk_component_close(&part);
 }
 
-/* ---- Drawn values ----------------------------------------------------------------------------- */
+/* ---- Drawn values ---------------------------------------------------------------------------- */
 
 static void test_random_values(void **state) {
     (void)state;

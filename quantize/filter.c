@@ -324,7 +324,7 @@ int dpk_filter_parse(struct dpk_filter **out, const char *name, const char *text
     f->text[n_bytes] = 0;
     snprintf(f->id, sizeof f->id, "file:%016" PRIx64, dpk_bytes_sum(f->text, n_bytes));
     for (size_t i = 0; i < n_bytes; i++)
-        if ((uint8_t)f->text[i] < 0x20 && !strchr("\t\r\n", f->text[i]))
+        if ((uint8_t)f->text[i] < 0x20 && !memchr("\t\r\n", f->text[i], 3))
             DPK_FAIL(err, DPK_EFORMAT, "%s: control character %#x at byte %zu: not a text file",
                      name, (unsigned)f->text[i], i);
     for (char *line = f->text, *end = f->text + n_bytes; line < end;) {

@@ -264,11 +264,11 @@ uint32_t dpk_build_relative_bias(struct dpk_prog *p, const char *name, uint32_t 
 /* Check and count NAME.SUFFIX of a component; it gets no place in the file. */
 static void unused(struct dpk_prog *p, const char *name, const char *suffix, int rank, uint64_t n,
                    uint64_t k) {
-    struct dpk_tensor_info *info;
+    struct dpk_weight_part part;
     if (failed(p)) return;
     const uint64_t dim[2] = {n, k};
     p->b->rc =
-        dpk_component_want(p->component, DPK_SUB(name, suffix), rank, dim, &info, &p->b->err);
+        dpk_component_want(p->component, DPK_SUB(name, suffix), rank, dim, &part, &p->b->err);
 }
 
 void dpk_build_unused_linear(struct dpk_prog *p, const char *name, int n, int k, bool bias) {

@@ -62,7 +62,8 @@ static int bad_value(const struct dpk_weight_plan *w, uint64_t first, const floa
     const struct dpk_weight_part *part = &w->part[row / part_rows];
     const char *name = part->info ? part->info->name : part->name;
     const double value = (double)x[i];
-    uint64_t at = row % part_rows * step + i % step;
+    uint64_t at = (part->first_row + row % part_rows) * step + i % step;
+    if (part->transposed) at = i % step * part->info->dim[1] + row % part_rows;
     char index[64];
     struct dpk_tensor_info where = {.rank = part->info ? part->info->rank : 1};
     for (int d = where.rank - 1; d >= 0; d--) {

@@ -1,5 +1,8 @@
 #include "weights.h"
 
+#include "ldm.h"
+#include "lora.h"
+
 #include "../formats/fail.h"
 
 #include <math.h>
@@ -10,22 +13,63 @@
 /* ---- Components ------------------------------------------------------------------------------ */
 
 void dpk_component_close(struct dpk_component *c) {
-    dpk_tensors_close(c->tensors);
+    if (!c->names) dpk_tensors_close(c->tensors);
+    for (uint64_t i = 0; i < c->n_tensors; i++) free(c->asked[i].name);
+    free(c->asked);
     free(c->normal);
     memset(c, 0, sizeof *c);
 }
 
-struct dpk_tensor_info *dpk_component_find(const struct dpk_component *c, const char *name) {
-    struct dpk_tensor_info *info = dpk_tensors_find(c->tensors, name);
-    for (const struct dpk_rename *r = c->renames; !info && r && r->ours; r++) {
+/* "model_ema." and the name without its first word and its dots, as CompVis' LitEma names buffers.
+ */
+static struct dpk_tensor_info *find_average(const struct dpk_component *c, const char *full) {
+    char name[DPK_MAX_NAME + 80] = "model_ema.";
+    const char *from = strchr(full, '.');
+    size_t n = strlen(name);
+    if (!from) return NULL;
+    for (; *from && n + 1 < sizeof name; from++)
+        if (*from != '.') name[n++] = *from;
+    name[n] = 0;
+    return dpk_tensors_find(c->tensors, name);
+}
+
+static void find_in_checkpoint(const struct dpk_component *c, const char *name, uint64_t rows,
+                               struct dpk_weight_part *part) {
+    struct dpk_place place = {.n_parts = 1};
+    char full[DPK_MAX_NAME + 80];
+    for (int i = 0; !part->info && c->names->place(c->names, name, i, &place); i++) {
+        snprintf(full, sizeof full, "%s%s", c->names->prefix, place.name);
+        struct dpk_tensor_info *info = dpk_tensors_find(c->tensors, full);
+        if (info && c->names->ema) {
+            info->used = 1; /* its average stands for it */
+            info = find_average(c, full);
+        }
+        part->info = info;
+        part->n_parts = place.n_parts;
+        part->first_row = rows * (uint64_t)place.part;
+        part->transposed = place.transposed;
+    }
+}
+
+void dpk_component_find(const struct dpk_component *c, const char *name, uint64_t rows,
+                        struct dpk_weight_part *part) {
+    part->info = NULL;
+    part->n_parts = 1;
+    part->first_row = 0;
+    part->transposed = false;
+    if (c->names) {
+        find_in_checkpoint(c, name, rows, part);
+        return;
+    }
+    part->info = dpk_tensors_find(c->tensors, name);
+    for (const struct dpk_rename *r = c->renames; !part->info && r && r->ours; r++) {
         const char *at = strstr(name, r->ours);
         char other[512];
         if (!at) continue;
         const int n = snprintf(other, sizeof other, "%.*s%s%s", (int)(at - name), name, r->theirs,
                                at + strlen(r->ours));
-        if (n > 0 && (size_t)n < sizeof other) info = dpk_tensors_find(c->tensors, other);
+        if (n > 0 && (size_t)n < sizeof other) part->info = dpk_tensors_find(c->tensors, other);
     }
-    return info;
 }
 
 static const char *shape_text(int rank, const uint64_t *dim, char buf[64]) {
@@ -39,29 +83,53 @@ static bool is_float(int dtype) {
            dtype == DPK_ST_F64;
 }
 
-/* The dimensions are the same, or a matrix with two more of size 1. */
-static bool same_shape(const struct dpk_tensor_info *info, int rank, const uint64_t *dim) {
-    for (int i = 0; i < rank && i < info->rank; i++)
+/* The dimensions are the same, or a matrix with two more of size 1; the tensor is taller if only
+ * part of it is meant. */
+static bool same_shape(const struct dpk_weight_part *part, int rank, const uint64_t *dim) {
+    const struct dpk_tensor_info *info = part->info;
+    if (info->rank != rank &&
+        !(rank == 2 && info->rank == 4 && info->dim[2] == 1 && info->dim[3] == 1))
+        return false;
+    if (part->transposed) return rank == 2 && info->dim[0] == dim[1] && info->dim[1] == dim[0];
+    for (int i = 1; i < rank; i++)
         if (info->dim[i] != dim[i]) return false;
-    return info->rank == rank ||
-           (rank == 2 && info->rank == 4 && info->dim[2] == 1 && info->dim[3] == 1);
+    return info->dim[0] == dim[0] * (uint64_t)part->n_parts;
+}
+
+static int remember(struct dpk_component *c, const char *name, int rank, const uint64_t *dim,
+                    dpk_error *err) {
+    if (c->n_tensors == c->room_asked) {
+        const size_t room = c->room_asked ? 2 * c->room_asked : 256;
+        struct dpk_asked *more = realloc(c->asked, room * sizeof *more);
+        if (!more) return dpk_error_set(err, DPK_ENOMEM, "%s: out of memory", c->prefix);
+        c->asked = more;
+        c->room_asked = room;
+    }
+    struct dpk_asked *a = &c->asked[c->n_tensors];
+    a->name = strdup(name);
+    if (!a->name) return dpk_error_set(err, DPK_ENOMEM, "%s: out of memory", c->prefix);
+    a->rank = rank;
+    memcpy(a->dim, dim, (size_t)rank * sizeof *dim);
+    c->n_tensors++;
+    return DPK_OK;
 }
 
 int dpk_component_want(struct dpk_component *c, const char *name, int rank, const uint64_t *dim,
-                       struct dpk_tensor_info **info, dpk_error *err) {
+                       struct dpk_weight_part *part, dpk_error *err) {
     int rc = DPK_OK;
     char want[64], found[64];
     uint64_t n = 1;
     for (int i = 0; i < rank; i++) n *= dim[i]; /* below 2^40, see dpk_weight_plan_make */
+    DPK_TRY(remember(c, name, rank, dim, err));
     c->n_params += n;
-    c->n_tensors++;
-    *info = NULL;
+    part->info = NULL;
     if (!c->tensors) goto done;
-    struct dpk_tensor_info *t = dpk_component_find(c, name);
+    dpk_component_find(c, name, dim[0], part);
+    struct dpk_tensor_info *t = part->info;
     if (!t)
         DPK_FAIL(err, DPK_EFORMAT, "%s: tensor %s is missing (wanted %s)", c->prefix, name,
                  shape_text(rank, dim, want));
-    if (!same_shape(t, rank, dim))
+    if (!same_shape(part, rank, dim))
         DPK_FAIL(err, DPK_EFORMAT, "%s: tensor %s: found %s %s, wanted %s", c->prefix, t->name,
                  dpk_tensor_shape_text(t, found, sizeof found), dpk_st_dtype_name(t->dtype),
                  shape_text(rank, dim, want));
@@ -69,26 +137,34 @@ int dpk_component_want(struct dpk_component *c, const char *name, int rank, cons
         DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: tensor %s is %s, wanted F32, F16, BF16 or F64",
                  c->prefix, t->name, dpk_st_dtype_name(t->dtype));
     t->used = 1;
-    *info = t;
 done:
     return rc;
 }
 
 static bool ignorable(const char *name) {
-    const size_t n = strlen(name);
+    /* buffers; tied copies; and what PixArt's own checkpoints have to train with */
+    static const char *const names[] = {"logit_scale", "encoder.embed_tokens.weight", "pos_embed",
+                                        "y_embedder.y_embedding"};
     static const char ids[] = "position_ids";
+    const size_t n = strlen(name);
     if (n >= sizeof ids - 1 && strcmp(name + n - (sizeof ids - 1), ids) == 0) return true;
-    return strcmp(name, "logit_scale") == 0 || strcmp(name, "encoder.embed_tokens.weight") == 0 ||
-           strncmp(name, "model_ema.", 10) == 0;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i]) == 0) return true;
+    return strncmp(name, "model_ema.", 10) == 0;
 }
 
 int dpk_component_check_used(const struct dpk_component *c, dpk_error *err) {
     int rc = DPK_OK;
     char list[256] = "";
     size_t n_unused = 0, at = 0;
+    const char *prefix = c->names ? c->names->prefix : "";
     for (size_t i = 0; c->tensors && i < dpk_tensors_count(c->tensors); i++) {
         const struct dpk_tensor_info *t = dpk_tensors_get(c->tensors, i);
-        if (t->used || ignorable(t->name)) continue;
+        if (t->used || strncmp(t->name, prefix, strlen(prefix)) != 0) continue;
+        const char *name = t->name + strlen(prefix);
+        /* Tools write it for every CLIP, whether or not the model projects. */
+        if (c->names && strcmp(name, "text_projection.weight") == 0) continue;
+        if (ignorable(name)) continue;
         if (n_unused++ < 3 && at < sizeof list)
             at +=
                 (size_t)snprintf(list + at, sizeof list - at, "%s%.100s", at ? ", " : "", t->name);
@@ -171,7 +247,7 @@ int dpk_weight_plan_make(struct dpk_weight_plan *w, struct dpk_component *from,
         part->name = part_name(want, stacked ? want->stack[i] : NULL);
         w->n_parts = i + 1;
         if (!part->name) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", prefix);
-        DPK_TRY(dpk_component_want(from, part->name, rank, dim, &part->info, err));
+        DPK_TRY(dpk_component_want(from, part->name, rank, dim, part, err));
         const int n = asprintf(&list, "%s%s%s.%s", w->source ? w->source : "", w->source ? " " : "",
                                prefix, part->info ? part->info->name : part->name);
         if (n < 0) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", prefix);
@@ -211,6 +287,28 @@ static void draw(const struct dpk_weight_plan *w, const struct dpk_weight_part *
     dpk_random_fill(w->from->normal, name, w->from->seed, first, n, mean, deviation, dst);
 }
 
+/* Elements of `count` rows of `step`, from row `at` of the tensor on. */
+static int read_stored(const struct dpk_weight_plan *w, const struct dpk_weight_part *part,
+                       uint64_t at, uint64_t count, uint64_t step, float *dst, dpk_error *err) {
+    int rc = DPK_OK;
+    const struct dpk_tensors *tensors = w->from->tensors;
+    float column[256];
+    if (!part->transposed) {
+        rc = dpk_tensors_read_f32(tensors, part->info, (part->first_row + at) * step,
+                                  (size_t)(count * step), dst, err);
+        goto done;
+    }
+    const uint64_t width = part->info->dim[1];
+    for (uint64_t k = 0; k < step; k++)
+        for (uint64_t i = 0; i < count; i += 256) {
+            const size_t n = count - i < 256 ? (size_t)(count - i) : 256;
+            DPK_TRY(dpk_tensors_read_f32(tensors, part->info, k * width + at + i, n, column, err));
+            for (size_t j = 0; j < n; j++) dst[(i + j) * step + k] = column[j];
+        }
+done:
+    return rc;
+}
+
 int dpk_weight_read_rows(const struct dpk_weight_plan *w, uint64_t first, uint64_t n, float *dst,
                          dpk_error *err) {
     int rc = DPK_OK;
@@ -225,10 +323,11 @@ int dpk_weight_read_rows(const struct dpk_weight_plan *w, uint64_t first, uint64
         const uint64_t at = row % part_rows;
         uint64_t count = part_rows - at;
         if (count > end - row) count = end - row;
-        if (w->from->tensors)
-            DPK_TRY(dpk_tensors_read_f32(w->from->tensors, part->info, at * step,
-                                         (size_t)(count * step), dst, err));
+        if (w->from->tensors) DPK_TRY(read_stored(w, part, at, count, step, dst, err));
         else draw(w, part, at * step, (size_t)(count * step), dst);
+        if (w->from->lora && !vector)
+            DPK_TRY(dpk_lora_apply(w->from->lora, w->from, part->name, at, count, (size_t)step, dst,
+                                   err));
         dst += count * step;
         row += count;
     }

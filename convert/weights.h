@@ -1,5 +1,5 @@
-/* Weights of the file: where their values come from, and how they are brought into a kernel's layout
- * piece by piece. Nothing here holds a whole tensor. */
+/* Weights of the file: where their values come from, and how they are brought into a kernel's
+ * layout piece by piece. Nothing here holds a whole tensor. */
 #ifndef DPK_WEIGHTS_H
 #define DPK_WEIGHTS_H
 
@@ -13,24 +13,53 @@ struct dpk_rename {
     const char *ours, *theirs;
 };
 
+/* A tensor that an architecture asked for. */
+struct dpk_asked {
+    char *name;
+    int rank;
+    uint64_t dim[4]; /* in the source's order: [N,K], [N,C,kh,kw], [n] */
+};
+
+struct dpk_names; /* see ldm.h */
+struct dpk_lora;  /* see lora.h */
+
 /* One component of a model: a prefix of names and a source of values. */
 struct dpk_component {
     char prefix[32];             /* "unet": in the file "conv_in.weight" is "unet.conv_in.weight" */
-    struct dpk_tensors *tensors; /* owned; NULL: values are drawn */
+    struct dpk_tensors *tensors; /* NULL: values are drawn; owned if names is NULL */
+    /* Not NULL: tensors is a checkpoint of the whole model, which has this component under other
+     * names. Borrowed, like the checkpoint. */
+    const struct dpk_names *names;
+    const struct dpk_lora *lora; /* added to the values that are read; borrowed, may be NULL */
     uint64_t seed;               /* of drawn values */
     float *normal;               /* owned: the table of dpk_random_fill; NULL: values are read */
     const struct dpk_rename *renames; /* ended by {NULL, NULL}; may be NULL */
     uint64_t n_params, n_tensors;     /* asked for so far */
+    struct dpk_asked *asked;          /* owned: n_tensors of them, in order */
+    size_t room_asked;
 };
 void dpk_component_close(struct dpk_component *c); /* also of a zeroed struct */
-/* The source tensor of that name, or of another spelling of it; NULL if absent. */
-struct dpk_tensor_info *dpk_component_find(const struct dpk_component *c, const char *name);
+
+/* Where the values of a tensor are. */
+struct dpk_weight_part {
+    char *name;                   /* as the architecture calls it; owned */
+    struct dpk_tensor_info *info; /* NULL: the values are drawn, or there is no such tensor */
+    int n_parts;                  /* more than 1: rows of a tensor so many times as tall */
+    uint64_t first_row;           /* where they begin */
+    bool transposed;              /* stored as [columns][rows] */
+};
+
+/* Find the source tensor of that name, or of another spelling of it, for a tensor of `rows` rows.
+ * Fills all of *part but its name; part->info is NULL if it is absent. */
+void dpk_component_find(const struct dpk_component *c, const char *name, uint64_t rows,
+                        struct dpk_weight_part *part);
 /* Find a tensor of exactly these dimensions (a matrix may have two more dimensions of 1) and mark
- * it used. *info is NULL if values are drawn. Errors: missing, other shape, not a float type. */
+ * it used. Fills all of *part but its name. Errors: missing, other shape, not a float type. */
 int dpk_component_want(struct dpk_component *c, const char *name, int rank, const uint64_t *dim,
-                       struct dpk_tensor_info **info, dpk_error *err);
+                       struct dpk_weight_part *part, dpk_error *err);
 /* DPK_EFORMAT, naming the first, if tensors were not asked for; those that a checkpoint may carry
- * besides its weights (position_ids, logit_scale, EMA copies) do not count. */
+ * besides its weights (position_ids, logit_scale, EMA copies) do not count, nor what a checkpoint
+ * of a whole model has outside of this component. */
 int dpk_component_check_used(const struct dpk_component *c, dpk_error *err);
 
 /* What a weight is for decides the distribution of drawn values. */
@@ -41,10 +70,6 @@ enum dpk_weight_role {
     DPK_ROLE_TABLE,  /* 0.02 normal */
 };
 
-struct dpk_weight_part {
-    char *name; /* of the source tensor, as the architecture calls it */
-    struct dpk_tensor_info *info;
-};
 struct dpk_weight_plan {
     char *name, *source; /* of struct dpk_tensor_record */
     const struct dpk_component *from;

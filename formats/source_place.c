@@ -158,7 +158,7 @@ static int read_zip64(const unsigned char *extra, size_t n, uint64_t *size, uint
 
 struct dpk_zip *dpk_zip_open(int fd, uint64_t n_bytes) {
     enum { CENTRAL = 46, ENCRYPTED = 1 };
-    uint64_t offset, size, count, at = 0;
+    uint64_t offset = 0, size = 0, count = 0, at = 0;
     struct dpk_zip *zip = calloc(1, sizeof *zip);
     int good = 0;
     if (!zip || !find_directory(fd, n_bytes, &offset, &size, &count)) goto done;

@@ -30,8 +30,9 @@ const char *dpk_convention_name(int convention); /* as in the command line */
 bool dpk_quantize_row_s8(int convention, int dtype, const float *w, size_t k, int8_t *q,
                          float *scale);
 
-/* One row of activations, x [k], to q [k] and its scale. dtype is the type of the activations. A
- * row with a value that is not finite gets the scale NaN and zeros, so that the product is NaN in
+/* One row of activations, x [k], to q [k] and its scale: the reference for the kernels, which keep
+ * scales in float32 (dtype DPK_F32) whatever type the activations have. dtype matters to torchao's
+ * rule alone. A row with a value that is not finite gets the scale NaN and zeros, so that the product is NaN in
  * every column: bad values are passed on, never hidden. */
 void dpk_quantize_activation_s8(int convention, int dtype, const float *x, size_t k, int8_t *q,
                                 float *scale);

@@ -1,7 +1,7 @@
 /* Symmetric quantizers, on rows of float32 in memory.
  *
  * int8, one scale a row: two rules, which differ in the last place and in the range.
- *   diffusion-fast  apply_dynamic_quant of torchao in early 2024, as the diffusion-fast recipe ran it:
+ *   diffusion-fast  apply_dynamic_quant of torchao in early 2024, as that recipe ran it:
  *                   weights      s = max(|w|max / 127.5, 2^-23), q = clamp(round(w / s), -128, 127)
  *                   activations  s = max(|x|max, 1e-5) / 127,    q = clamp(round(x / s), -127, 127)
  *   torchao         Int8DynamicActivationInt8WeightConfig of torchao, version 2: weights and
@@ -32,8 +32,8 @@ bool dpk_quantize_row_s8(int convention, int dtype, const float *w, size_t k, in
 
 /* One row of activations, x [k], to q [k] and its scale: the reference for the kernels, which keep
  * scales in float32 (dtype DPK_F32) whatever type the activations have. dtype matters to torchao's
- * rule alone. A row with a value that is not finite gets the scale NaN and zeros, so that the product is NaN in
- * every column: bad values are passed on, never hidden. */
+ * rule alone. A row with a value that is not finite gets the scale NaN and zeros, so that the
+ * product is NaN in every column: bad values are passed on, never hidden. */
 void dpk_quantize_activation_s8(int convention, int dtype, const float *x, size_t k, int8_t *q,
                                 float *scale);
 

@@ -6,8 +6,8 @@
 
 #include <stdio.h>
 
-/* One line a layer: name, kind, in, out, what it was fused from, rows a step, decision, bytes before
- * and after, reason. */
+/* One line a layer: name, kind, in, out, what it was fused from, rows a step, decision, bytes
+ * before and after, reason. */
 void dpk_report_table(FILE *out, const struct dpk_layers *layers);
 
 /* {"layers":[{"name","kind","in","out","rows","quantized","reason"}, ...]}, a layer a line. */
@@ -36,8 +36,8 @@ struct dpk_report_subject {
 /* A few lines: layers, sizes, error of the weights. */
 void dpk_report_summary(FILE *out, const struct dpk_report_subject *subject,
                         const struct dpk_layers *layers);
-/* The same and more as JSON: the subject, the totals, and per layer also source, group, bytes, SQNR and share
- * of the total error (null where nothing was lost). */
+/* The same and more as JSON: the subject, the totals, and per layer also source, group, bytes, SQNR
+ * and share of the total error (null where nothing was lost). */
 void dpk_report_json(FILE *out, const struct dpk_report_subject *subject,
                      const struct dpk_layers *layers);
 /* To a file, which appears whole or not at all. Errors: DPK_EIO, DPK_ENOMEM. */

@@ -113,7 +113,7 @@ static void check_w8a8(const char *name, int convention, int dtype) {
     float *sw = malloc(w.rows * sizeof *sw), *sx = malloc(x.rows * sizeof *sx);
     const bool ao = convention == DPK_CONVENTION_TORCHAO;
     snprintf(prefix, sizeof prefix, "%s.%s.", name, ao ? "ao" : "2023");
-    /* The 2023 rule was computed in float32 from the bf16 values: the type does not matter to it. */
+    /* The 2023 rule was computed in float32 from the bf16 values: their type does not matter. */
     int8_t *qw = check_rows(prefix, 'w', &w, convention, dtype, weight_row, sw);
     int8_t *qx = check_rows(prefix, 'x', &x, convention, dtype, dpk_quantize_activation_s8, sx);
 
@@ -273,7 +273,7 @@ static float bfloat_value(unsigned h) {
     return x;
 }
 
-/* The value of a 16-bit type (patterns rise) nearest to x; of two, the one with the even pattern. */
+/* The value of a 16-bit type (patterns rise) nearest to x; of two, that with the even pattern. */
 static float nearest(float (*value)(unsigned), unsigned last, float x) {
     unsigned lo = 0, hi = last;
     while (lo < hi) {
@@ -341,7 +341,7 @@ static void test_round_trip_error(void **state) {
 
 /* ---- Panels ---------------------------------------------------------------------------------- */
 
-/* Where value (row, tap, c) stands, in elements of the whole tensor, straight from the definition. */
+/* Where value (row, tap, c) stands, in elements of the whole tensor, by the definition. */
 static size_t place_of(const struct dpk_panels *p, size_t g, size_t row, size_t tap, size_t c) {
     size_t panel = row / 16, r = row % 16;
     if (p->layout == DPK_LAYOUT_PANEL_GLU) {

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,13 +18,19 @@ enum { GOOD = 0, FAILED = 1, USAGE = 2 }; /* exit statuses */
 static const char help[] =
     "diffpak-convert SOURCE -o OUT.dpk [options]\n"
     "\n"
-    "Packs a text-to-image model for diffpak. SOURCE is a folder in diffusers layout, or a tar or\n"
-    "zip archive of one (read in place).\n"
+    "Packs a text-to-image model for diffpak. SOURCE is a folder in diffusers layout, a tar or "
+    "zip\n"
+    "archive of one (read in place), or a checkpoint in one .safetensors file.\n"
     "\n"
     "  -o, --output OUT.dpk   the file to write; it appears when it is complete\n"
     "  --dtype TYPE           bf16 (default), f16 or f32: type of the matrices\n"
     "  --variant NAME         take files such as model.NAME.safetensors, where there are any\n"
-    "  --vae DIR              take the autoencoder from this folder\n"
+    "  --vae DIR              take the autoencoder from this folder or file\n"
+    "  --lora FILE[:SCALE]    merge a LoRA, with this strength (default 1); may be repeated\n"
+    "  --lora-partial         leave out tensors of LoRA files that match no layer\n"
+    "  --config DIR           of a checkpoint: folder (diffusers layout) with its tokenizers, and\n"
+    "                         with configs where those of the base model do not fit\n"
+    "  --ema                  of a checkpoint: take the running averages of the weights\n"
     "  --random-weights SEED  draw the weights; SOURCE needs only its configs and tokenizers\n"
     "  -q, --quiet            print nothing but errors\n"
     "  --json                 print the summary as JSON\n"
@@ -31,8 +38,13 @@ static const char help[] =
     "\n"
     "Exit status: 0 good, 1 failed (one line says why), 2 wrong usage.\n";
 
+enum { MAX_LORAS = 64 };
+
 struct arguments {
     struct dpk_convert_options convert;
+    struct dpk_lora_file loras[MAX_LORAS];
+    char *lora_paths[MAX_LORAS];
+    bool lora_partial;
     const char *output;
     bool quiet, json;
 };
@@ -64,11 +76,33 @@ static int set_seed(struct arguments *a, const char *value) {
     return usage("--random-weights %s: want a whole number", value);
 }
 
+/* FILE or FILE:SCALE; a colon that no number follows belongs to the name. */
+static int add_lora(struct arguments *a, const char *value) {
+    const int i = a->convert.n_loras;
+    const char *colon = strrchr(value, ':');
+    char *end;
+    if (i == MAX_LORAS) return usage("--lora: more than %d", MAX_LORAS);
+    char *path = strdup(value);
+    if (!path) return usage("out of memory");
+    a->lora_paths[i] = path;
+    a->loras[i] = (struct dpk_lora_file){.path = path, .scale = 1.0};
+    a->convert.n_loras = i + 1;
+    if (!colon || !colon[1] || strspn(colon + 1, "+-.0123456789eE") != strlen(colon + 1))
+        return GOOD;
+    a->loras[i].scale = strtod(colon + 1, &end);
+    if (*end || !isfinite(a->loras[i].scale))
+        return usage("--lora %s: want FILE or FILE:SCALE", value);
+    path[colon - value] = 0;
+    return GOOD;
+}
+
 static int set_value(struct arguments *a, const char *option, const char *value) {
+    if (strcmp(option, "--lora") == 0) return add_lora(a, value);
     if (strcmp(option, "--dtype") == 0) return set_dtype(a, value);
     if (strcmp(option, "--random-weights") == 0) return set_seed(a, value);
     if (strcmp(option, "--variant") == 0) a->convert.variant = value;
     else if (strcmp(option, "--vae") == 0) a->convert.vae = value;
+    else if (strcmp(option, "--config") == 0) a->convert.configs = value;
     else a->output = value;
     return GOOD;
 }
@@ -76,8 +110,9 @@ static int set_value(struct arguments *a, const char *option, const char *value)
 /* The name of an option that takes a value, or NULL. *value is set if it stands in the same
  * argument ("--dtype=f16"). */
 static const char *valued_option(const char *arg, const char **value) {
-    static const char *const names[] = {"-o",    "--output",         "--dtype", "--variant",
-                                        "--vae", "--random-weights", NULL};
+    static const char *const names[] = {"-o",    "--output", "--dtype",  "--variant",
+                                        "--vae", "--lora",   "--config", "--random-weights",
+                                        NULL};
     *value = NULL;
     for (int i = 0; names[i]; i++) {
         const size_t n = strlen(names[i]);
@@ -101,6 +136,10 @@ static int parse(int argc, char **argv, struct arguments *a) {
             a->quiet = true;
         } else if (strcmp(arg, "--json") == 0) {
             a->json = true;
+        } else if (strcmp(arg, "--ema") == 0) {
+            a->convert.ema = true;
+        } else if (strcmp(arg, "--lora-partial") == 0) {
+            a->lora_partial = true;
         } else {
             const char *option = valued_option(arg, &value);
             if (!option) return usage("unknown option %s", arg);
@@ -110,6 +149,8 @@ static int parse(int argc, char **argv, struct arguments *a) {
     }
     if (!a->convert.source) return usage("SOURCE is missing");
     if (!a->output) return usage("-o OUT.dpk is missing");
+    for (int i = 0; i < a->convert.n_loras; i++) a->loras[i].partial = a->lora_partial;
+    a->convert.loras = a->loras;
     return GOOD;
 }
 
@@ -214,13 +255,18 @@ int main(int argc, char **argv) {
             return GOOD;
         }
     }
-    if (parse(argc, argv, &a) != GOOD) return USAGE;
+    int status = parse(argc, argv, &a);
+    if (status != GOOD) goto done;
     const struct sigaction action = {.sa_handler = on_signal};
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     signal(SIGXFSZ, SIG_IGN); /* a size limit is an error of write() */
-    const int status = convert(&a);
-    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
-    fputs("diffpak-convert: standard output could not be written\n", stderr);
-    return FAILED;
+    status = convert(&a);
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        fputs("diffpak-convert: standard output could not be written\n", stderr);
+        status = FAILED;
+    }
+done:
+    for (int i = 0; i < a.convert.n_loras; i++) free(a.lora_paths[i]);
+    return status;
 }

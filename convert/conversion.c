@@ -20,11 +20,15 @@ const struct dpk_component *dpk_conversion_component(const struct dpk_conversion
 void dpk_conversion_close(struct dpk_conversion *c) {
     if (!c) return;
     dpk_builder_free(c->builder);
+    dpk_lora_free(c->lora);
     for (int i = 0; i < c->n_components; i++) {
         dpk_component_close(&c->components[i]);
-        dpk_config_close(&c->configs[i]);
+        dpk_config_close(&c->component_configs[i]);
     }
     dpk_config_close(&c->index);
+    dpk_tensors_close(c->checkpoint);
+    dpk_tensors_close(c->vae_checkpoint);
+    dpk_source_close(c->configs);
     dpk_source_close(c->vae);
     dpk_source_close(c->source);
     free(c);
@@ -71,37 +75,23 @@ done:
     return rc;
 }
 
-/* Where a component lies: in its folder of the model, or in the folder that --vae names (itself an
- * autoencoder, or a model that has one). */
+/* Where a component lies: in the model (*source NULL), or in the folder that --vae names (itself an
+ * autoencoder, or a model that has one). A file that --vae names has weights and no config. */
 static int locate(struct dpk_conversion *c, const char *name, struct dpk_source **source,
                   const char **folder, dpk_error *err) {
     int rc = DPK_OK;
-    *source = c->source;
+    *source = NULL;
     *folder = name;
     if (strcmp(name, "vae") == 0 && c->options.vae) {
         if (!c->vae) DPK_TRY(dpk_source_open(&c->vae, c->options.vae, err));
-        *source = c->vae;
-        if (!dpk_source_has(c->vae, "vae/config.json")) *folder = "";
+        if (dpk_source_kind(c->vae) != DPK_SOURCE_FILE) *source = c->vae;
+        if (*source && !dpk_source_has(c->vae, "vae/config.json")) *folder = "";
     }
     const struct dpk_name file = dpk_namef("%s%sconfig.json", *folder, **folder ? "/" : "");
-    if (!dpk_source_has(*source, file.s))
-        DPK_FAIL(err, DPK_EFORMAT, "%s: component %s is missing: no %s", dpk_source_path(*source),
-                 name, file.s);
-done:
-    return rc;
-}
-
-static int open_weights(struct dpk_conversion *c, struct dpk_component *part,
-                        struct dpk_source *source, const char *folder, dpk_error *err) {
-    int rc = DPK_OK;
-    if (!c->options.random) {
-        DPK_TRY(dpk_tensors_open(&part->tensors, source, folder, c->options.variant, err));
-        goto done;
-    }
-    part->seed = c->options.seed;
-    part->normal = malloc((DPK_RANDOM_SEGMENTS + 1) * sizeof *part->normal);
-    if (!part->normal) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", part->prefix);
-    dpk_random_table(part->normal);
+    if (*source ? !dpk_source_has(*source, file.s) : !dpk_conversion_has(c, file.s))
+        DPK_FAIL(err, DPK_EFORMAT, "%s: component %s is missing: no %s%s",
+                 *source ? c->options.vae : c->options.source, name, file.s,
+                 c->checkpoint && !*source ? " (a folder that has it: --config DIR)" : "");
 done:
     return rc;
 }
@@ -113,7 +103,7 @@ int dpk_conversion_part(struct dpk_conversion *c, const char *name, const char *
     struct dpk_source *source;
     const char *folder, *class_name;
     struct dpk_component *part = &c->components[c->n_components];
-    struct dpk_config *json = &c->configs[c->n_components];
+    struct dpk_config *json = &c->component_configs[c->n_components];
     if (!(strcmp(name, "vae") == 0 && c->options.vae)) {
         const struct dpk_name where = dpk_namef("%s: %s", c->options.source, name);
         DPK_TRY(index_class(c, name, &class_name, err));
@@ -123,11 +113,12 @@ int dpk_conversion_part(struct dpk_conversion *c, const char *name, const char *
     c->n_components++; /* from here on it is closed with the others */
     snprintf(part->prefix, sizeof part->prefix, "%s", name);
     part->renames = renames;
-    DPK_TRY(dpk_config_open(json, source,
-                            dpk_namef("%s%sconfig.json", folder, *folder ? "/" : "").s, err));
+    const struct dpk_name file = dpk_namef("%s%sconfig.json", folder, *folder ? "/" : "");
+    DPK_TRY(source ? dpk_config_open(json, source, file.s, err)
+                   : dpk_conversion_config(c, file.s, json, err));
     DPK_TRY(dpk_config_string(json, "_class_name", classes[0], &class_name, err));
     DPK_TRY(check_class(json->name, class_name, classes, err));
-    DPK_TRY(open_weights(c, part, source, folder, err));
+    DPK_TRY(dpk_conversion_open_weights(c, source, folder, err));
     *component = part;
     *config = json;
 done:
@@ -159,9 +150,8 @@ done:
 static int read_optional(struct dpk_conversion *c, const char *folder, const char *file,
                          struct dpk_pack_text *text, char **owned, dpk_error *err) {
     const struct dpk_name name = dpk_namef("%s/%s", folder, file);
-    if (!dpk_source_has(c->source, name.s)) return DPK_OK;
-    const int rc =
-        dpk_source_read(c->source, name.s, DPK_SOURCE_MAX_JSON, owned, &text->n_bytes, err);
+    if (!dpk_conversion_has(c, name.s)) return DPK_OK;
+    const int rc = dpk_conversion_read(c, name.s, owned, &text->n_bytes, err);
     text->data = *owned;
     return rc;
 }
@@ -193,6 +183,16 @@ int dpk_conversion_tokenizer(struct dpk_conversion *c, const char *name, uint32_
                         kind == DPK_TOKENIZER_CLIP ? clip : t5, err));
     for (int i = 0; i < N_FILES; i++)
         DPK_TRY(read_optional(c, name, files[i].file, files[i].text, &owned[i], err));
+    if (c->checkpoint && !pack.tokenizer.data &&
+        !(kind == DPK_TOKENIZER_CLIP ? pack.vocab.data && pack.merges.data
+                                     : pack.spiece.data != NULL))
+        DPK_FAIL(err, DPK_EARG,
+                 "%s: a checkpoint has no tokenizer, %s/%s is missing: give a folder that has the "
+                 "model's with --config DIR",
+                 c->options.source, name,
+                 kind == DPK_TOKENIZER_T5 ? "spiece.model"
+                 : pack.vocab.data        ? "merges.txt"
+                                          : "vocab.json");
     DPK_TRY(dpk_pack_tokenizer(&pack, &blob, &n_bytes, err));
     dpk_builder_blob(c->builder, name, kind, blob, n_bytes);
 done:
@@ -201,19 +201,26 @@ done:
 }
 
 int dpk_conversion_scheduler(struct dpk_conversion *c, dpk_error *err) {
+    static const char *const marked[] = {"prediction_type", "rescale_betas_zero_snr",
+                                         "timestep_spacing"};
     int rc = DPK_OK;
     const char *class_name;
     struct dpk_config config = {0};
     DPK_TRY(index_class(c, "scheduler", &class_name, err));
-    if (!dpk_source_has(c->source, "scheduler/scheduler_config.json"))
+    if (!dpk_conversion_has(c, "scheduler/scheduler_config.json"))
         DPK_FAIL(err, DPK_EFORMAT,
                  "%s: component scheduler is missing: no scheduler/scheduler_config.json",
                  c->options.source);
-    DPK_TRY(dpk_config_open(&config, c->source, "scheduler/scheduler_config.json", err));
+    DPK_TRY(dpk_conversion_config(c, "scheduler/scheduler_config.json", &config, err));
     if (!dpk_config_item(&config, "_class_name"))
         dpk_builder_meta(c->builder, "scheduler._class_name", "%s", class_name);
+    for (size_t i = 0; i < sizeof marked / sizeof *marked; i++) {
+        const char *mark = dpk_conversion_mark(c, marked[i]);
+        if (mark) dpk_builder_meta(c->builder, dpk_namef("scheduler.%s", marked[i]).s, "%s", mark);
+    }
     const cJSON *item;
     cJSON_ArrayForEach(item, config.json) {
+        if (dpk_conversion_mark(c, item->string)) continue;
         char *text = dpk_config_text(item);
         if (!text) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", config.name);
         dpk_builder_meta(c->builder, dpk_namef("scheduler.%s", item->string).s, "%s", text);
@@ -228,17 +235,24 @@ done:
 
 static int open_index(struct dpk_conversion *c, dpk_error *err) {
     int rc = DPK_OK;
-    const char *path = c->options.source;
-    DPK_TRY(dpk_source_open(&c->source, path, err));
-    if (dpk_source_kind(c->source) == DPK_SOURCE_FILE)
-        DPK_FAIL(err, DPK_EUNSUPPORTED,
-                 "%s: a single checkpoint file, wanted a diffusers folder or an archive of one",
-                 path);
-    if (!dpk_source_has(c->source, "model_index.json"))
-        DPK_FAIL(err, DPK_EFORMAT, "%s: no diffusers model: model_index.json is missing", path);
-    DPK_TRY(dpk_config_open(&c->index, c->source, "model_index.json", err));
+    const struct dpk_convert_options *o = &c->options;
+    DPK_TRY(dpk_source_open(&c->source, o->source, err));
+    if (dpk_source_kind(c->source) == DPK_SOURCE_FILE) {
+        DPK_TRY(dpk_conversion_open_checkpoint(c, err));
+    } else {
+        if (o->configs || o->ema)
+            DPK_FAIL(err, DPK_EARG, "%s: a model folder, --%s is for checkpoints in one file",
+                     o->source, o->configs ? "config" : "ema");
+        if (!dpk_source_has(c->source, "model_index.json"))
+            DPK_FAIL(err, DPK_EFORMAT, "%s: no diffusers model: model_index.json is missing",
+                     o->source);
+    }
+    DPK_TRY(dpk_conversion_config(c, "model_index.json", &c->index, err));
     DPK_TRY(dpk_config_require(&c->index, "_class_name", err));
     DPK_TRY(dpk_config_string(&c->index, "_class_name", NULL, &c->class_name, err));
+    if (c->family && strcmp(c->class_name, c->family->class_name) != 0)
+        DPK_FAIL(err, DPK_EARG, "%s: a checkpoint of %s, but %s has the configs of a %.60s",
+                 o->source, c->family->name, o->configs ? o->configs : "it", c->class_name);
 done:
     return rc;
 }
@@ -254,14 +268,14 @@ static int find_pipeline(const struct dpk_conversion *c, const struct dpk_pipeli
     return check_class(c->options.source, c->class_name, names, err);
 }
 
-/* The last part of the path, without the ending of an archive. */
+/* The last part of the path, without the ending of a file. */
 static void add_name(struct dpk_conversion *c) {
-    static const char *const endings[] = {".gz",  ".zst", ".xz",  ".bz2",
-                                          ".tar", ".tgz", ".zip", NULL};
+    static const char *const endings[] = {".gz",  ".zst", ".xz",          ".bz2", ".tar",
+                                          ".tgz", ".zip", ".safetensors", NULL};
     char *full = realpath(c->options.source, NULL);
     const char *path = full ? full : c->options.source, *slash = strrchr(path, '/');
     struct dpk_name name = dpk_namef("%s", slash ? slash + 1 : path);
-    for (int i = 0; dpk_source_kind(c->source) == DPK_SOURCE_ARCHIVE && endings[i]; i++) {
+    for (int i = 0; dpk_source_kind(c->source) != DPK_SOURCE_FOLDER && endings[i]; i++) {
         const size_t n = strlen(name.s), e = strlen(endings[i]);
         if (n > e && strcmp(name.s + n - e, endings[i]) == 0) name.s[n - e] = 0;
     }
@@ -283,10 +297,13 @@ static int build(struct dpk_conversion *c, dpk_error *err) {
     if (o->variant) dpk_builder_meta(b, "convert.variant", "%s", o->variant);
     if (o->random) dpk_builder_meta(b, "convert.random_seed", "%" PRIu64, o->seed);
     if (o->vae) dpk_builder_meta(b, "convert.vae", "replaced");
+    if (o->ema) dpk_builder_meta(b, "convert.ema", "true");
+    if (c->family) dpk_builder_meta(b, "source.checkpoint", "%s", c->family->name);
     DPK_TRY(pipeline->build(c, err));
     DPK_TRY(dpk_conversion_scheduler(c, err));
     DPK_TRY(dpk_builder_status(b, err)); /* before the leftovers, which an error leaves behind */
     for (int i = 0; i < c->n_components; i++) DPK_TRY(finish_part(c, &c->components[i], err));
+    DPK_TRY(dpk_conversion_merge(c, err));
     DPK_TRY(dpk_builder_seal(b, err));
 done:
     return rc;

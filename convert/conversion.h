@@ -4,15 +4,20 @@
 #define DPK_CONVERSION_H
 
 #include "builder.h"
+#include "lora.h"
 
 #define DPK_CONVERT_VERSION "0.1.0"
 
 struct dpk_convert_options {
-    const char *source;  /* a folder or an archive of one */
+    const char *source;  /* a folder, an archive of one, or a checkpoint in one file */
     const char *variant; /* "fp16"; NULL: none */
-    const char *vae;     /* another autoencoder's folder; NULL: the model's own */
-    int dtype;           /* DPK_F32, DPK_BF16 or DPK_F16 */
-    bool random;         /* draw the weights: the source needs only configs and tokenizers */
+    const char *vae;     /* another autoencoder's folder or file; NULL: the model's own */
+    const char *configs; /* a checkpoint's configs and tokenizers: a folder or an archive; NULL */
+    bool ema;            /* take a checkpoint's running averages of the denoiser's weights */
+    const struct dpk_lora_file *loras; /* [n_loras], merged in this order */
+    int n_loras;
+    int dtype;   /* DPK_F32, DPK_BF16 or DPK_F16 */
+    bool random; /* draw the weights: the source needs only configs and tokenizers */
     uint64_t seed;
 };
 

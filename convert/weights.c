@@ -150,7 +150,7 @@ static bool ignorable(const char *name) {
     if (n >= sizeof ids - 1 && strcmp(name + n - (sizeof ids - 1), ids) == 0) return true;
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         if (strcmp(name, names[i]) == 0) return true;
-    return strncmp(name, "model_ema.", 10) == 0;
+    return strncmp(name, "model_ema.", 10) == 0 || strncmp(name, "loss.", 5) == 0;
 }
 
 int dpk_component_check_used(const struct dpk_component *c, dpk_error *err) {

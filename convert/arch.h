@@ -47,4 +47,8 @@ struct dpk_vae_result {
 int dpk_arch_vae(struct dpk_prog *decode, struct dpk_prog *encode, const struct dpk_config *config,
                  struct dpk_vae_result *result, dpk_error *err);
 
+/* Metadata pipeline.bins: the sizes of a model of side x side pixels (1024, 512 or 256; others have
+ * none). */
+void dpk_arch_pixart_bins(struct dpk_builder *b, int side);
+
 #endif

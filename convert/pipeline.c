@@ -215,9 +215,7 @@ static int build_pixart(struct dpk_conversion *c, dpk_error *err) {
                                     .height = size,
                                     .multiple = patch},
                  &vae);
-    /* The table of aspect ratios that sizes are taken from. */
-    if (size == 128 || size == 64 || size == 32)
-        dpk_builder_meta(c->builder, "pipeline.binning", "%d", size * 8);
+    dpk_arch_pixart_bins(c->builder, size * vae.scale);
 done:
     return rc;
 }

@@ -80,7 +80,11 @@ typedef struct dpk_session_options {
     const char *isa; /* CPU: "ref", "avx2", ...; NULL: DPK_ISA in the environment, or the best */
     int threads;     /* CPU: 0 is one a core that the process may use */
     int act_dtype;   /* 0: the backend's choice; DPK_ARRAY_F32 or DPK_ARRAY_BF16 to force one */
-    uint64_t memory_limit; /* bytes for arena and host buffers, without the weights; 0: none */
+    /* Bytes for arena and host buffers, without the weights; 0: none. With a limit, the CPU also
+     * lets go of the pages of weights that are used once an image (text encoders, autoencoder) as
+     * soon as their operator is done, and asks for the next operator's ahead: of these, little
+     * more than the largest weight is resident at a time. */
+    uint64_t memory_limit;
 } dpk_session_options;
 
 static inline dpk_session_options dpk_session_options_default(void) {
@@ -120,7 +124,7 @@ DPK_API void dpk_arrays_free(dpk_arrays *arrays);
 /* ==== Text to image =========================================================================== */
 
 typedef struct dpk_progress {
-    const char *stage; /* "text", "setup", "step", "decode" */
+    const char *stage; /* "encode", "text", "setup", "step", "decode" */
     uint32_t step;     /* sampler steps (calls of the network) done */
     uint32_t n_steps;  /* of this many */
     double fraction;   /* of all work, 0 .. 1, rising */
@@ -130,6 +134,16 @@ enum dpk_rng {
     DPK_RNG_CPU = 0,
     DPK_RNG_CUDA = 1
 }; /* whose generator the noise equals: PyTorch's */
+
+/* What becomes of a prompt of more tokens than a text encoder takes (CLIP: 75 between start and
+ * end). */
+enum dpk_long_prompt {
+    DPK_LONG_TRUNCATE = 0, /* the rest is ignored, as diffusers does; `notice` says so */
+    /* CLIP: cut into chunks of 75 tokens, each encoded alone between start and end tokens, their
+     * contexts joined token after token; shorter prompts of the run, the negative one too, are
+     * filled up with empty chunks; the pooled vector is the first chunk's. T5: truncated. */
+    DPK_LONG_CHUNKS = 1
+};
 
 /* What to paint. Begin with dpk_params_default(): then only prompts must be set. */
 typedef struct dpk_params {
@@ -144,11 +158,12 @@ typedef struct dpk_params {
     const uint64_t *seeds;      /* [n_seeds] */
     uint32_t n_seeds;           /* 0: seed 0; 1: one generator draws the noise of the batch at once;
                                    one an image: each draws the noise of its own image */
-    uint32_t width, height;     /* pixels; 0: the model's default */
+    uint32_t width, height;     /* pixels; 0: the model's default; with init, the size of that,
+                                   rounded down to what the model can paint */
     const char *scheduler; /* euler, euler-a, ddim, pndm, dpm++2m, ...; NULL: the model's own */
     int rng;               /* enum dpk_rng */
     const float *latents;  /* NULL, or the noise to use instead of a drawn one, before it is
-                                   multiplied by init_noise_sigma: [images,h,w,C] (dpk_info) */
+                                   multiplied by a sigma: [images,h,w,C] (dpk_info) */
     /* Called often, from the calling thread. Non-zero stops the run: DPK_ECANCELLED. */
     int (*progress)(void *arg, const dpk_progress *p);
     void *progress_arg;
@@ -158,6 +173,36 @@ typedef struct dpk_params {
      * run. */
     int (*trace)(void *arg, const dpk_array *array);
     void *trace_arg;
+
+    /* Image to image: begin with this picture, [init_height,init_width,3], 8 bits, instead of
+     * noise. It is resized to the size to paint (Lanczos, as Pillow does it), encoded (drawing
+     * from the generator before the noise), and noise is added for the last strength * steps
+     * (rounded down) of the steps, which alone are run. */
+    const uint8_t *init;
+    uint32_t init_width, init_height;
+    double strength; /* above 0, up to 1; default 0.8 */
+    /* With init: what to repaint, [mask_height,mask_width], of the same size as init; 128 and above
+     * is painted, below is kept. Resized as init is, then to the latent's size (nearest). After
+     * each step, what is kept becomes the picture's latent again with that step's noise. For
+     * models whose network takes a latent only. With strength 1 the start is noise alone. */
+    const uint8_t *mask;
+    uint32_t mask_width, mask_height;
+
+    /* Some models (PixArt) paint sizes of a table in the file only: of it, the one with the nearest
+     * ratio of height to width is painted, then resized (bilinear) until it covers width x height
+     * and cropped to its middle. Non-zero: paint width x height as it is. */
+    int no_binning;
+
+    int long_prompt; /* enum dpk_long_prompt */
+    /* Non-zero: `(word)` in a prompt is 1.1 times as strong, `[word]` 1/1.1 times, `(word:1.3)` 1.3
+     * times; brackets nest; \( \) \[ \] \\ are the characters themselves. Each token's context
+     * vector is multiplied by its weight, then all of its chunk are scaled so that their mean
+     * stays. CLIP only: DPK_EUNSUPPORTED with T5. */
+    int prompt_weights;
+    /* Gets one line about something that the caller may want to know and that is no error: a
+     * prompt was cut. May be NULL. */
+    void (*notice)(void *arg, const char *line);
+    void *notice_arg;
 } dpk_params;
 
 DPK_API dpk_params dpk_params_default(void);
@@ -165,8 +210,10 @@ DPK_API dpk_params dpk_params_default(void);
 /* What a run would be, and what it takes. */
 typedef struct dpk_info {
     uint32_t n_images, width, height; /* pixels */
+    uint32_t paint_width, paint_height; /* what the model paints: differs with a table of sizes */
+    uint32_t n_chunks;                  /* of each prompt */
     uint32_t latent_width, latent_height, latent_channels;
-    uint32_t steps, n_calls; /* calls of the network */
+    uint32_t steps, n_calls; /* calls of the network: fewer than steps with init */
     float guidance;
     const char *scheduler; /* class name; lives with the session */
     uint64_t arena_bytes, host_bytes,

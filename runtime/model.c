@@ -64,8 +64,8 @@ const char *dpk_model_meta_at(const dpk_model *model, size_t i, const char **val
 
 uint64_t dpk_model_sum(const dpk_model *model) { return dpk_file_sum(&model->file); }
 
-/* A decimal number in the C locale, whatever the program's own is: strtod would follow that one. */
-static const char *parse_number(const char *p, double *out) {
+/* strtod would follow the program's locale. */
+const char *dpk_parse_number(const char *p, double *out) {
     double sign = *p == '-' ? -1 : 1, value = 0;
     int exponent = 0;
     bool digits = false;
@@ -81,7 +81,7 @@ static const char *parse_number(const char *p, double *out) {
         exponent += e_sign * e;
     }
     *out = sign * (exponent < 0 ? value / pow(10, -exponent) : value * pow(10, exponent));
-    return digits ? p : "not a number";
+    return digits ? p : NULL;
 }
 
 int dpk_model_meta_number(const struct dpk_model *model, const char *key, double fallback,
@@ -90,7 +90,8 @@ int dpk_model_meta_number(const struct dpk_model *model, const char *key, double
     const char *text = dpk_file_meta(&model->file, key);
     *out = fallback;
     if (!text) goto done;
-    if (*parse_number(text, out) || !(*out >= low && *out <= high))
+    const char *end = dpk_parse_number(text, out);
+    if (!end || *end || !(*out >= low && *out <= high))
         DPK_FAIL(err, DPK_EFORMAT, "metadata %s: \"%.40s\", want a number from %g to %g", key, text,
                  low, high);
 done:
@@ -138,7 +139,7 @@ static const char *scheduler_key(void *arg, const char *key) {
 }
 
 int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uint32_t steps,
-                       struct dpk_schedule **schedule, dpk_error *err) {
+                       double strength, struct dpk_schedule **schedule, dpk_error *err) {
     int rc = DPK_OK;
     double standard;
     DPK_TRY(dpk_model_meta_number(model, "pipeline.steps", 50, 1, 1e6, &standard, err));
@@ -146,6 +147,9 @@ int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uin
                                      .arg = (void *)model,
                                      .name = scheduler,
                                      .steps = steps ? steps : (uint32_t)standard};
+    spec.start = dpk_schedule_start(spec.steps, strength);
+    if (spec.start == spec.steps)
+        DPK_FAIL(err, DPK_EARG, "strength %g of %u steps is less than one", strength, spec.steps);
     DPK_TRY(dpk_schedule_create(schedule, &spec, err));
 done:
     return rc;
@@ -156,7 +160,7 @@ int dpk_model_timetable(const dpk_model *model, const char *scheduler, uint32_t 
     int rc = DPK_OK;
     struct dpk_schedule *s = NULL;
     *table = NULL;
-    DPK_TRY(dpk_model_schedule(model, scheduler, steps, &s, err));
+    DPK_TRY(dpk_model_schedule(model, scheduler, steps, 1, &s, err));
     dpk_timetable *t = malloc(sizeof *t + ((size_t)s->n_rows + s->n_sigmas) * sizeof *t->timesteps);
     if (!t) DPK_FAIL(err, DPK_ENOMEM, "schedule: no memory for %u calls", s->n_rows);
     *t = (dpk_timetable){.n_timesteps = s->n_rows,

@@ -1,6 +1,7 @@
-/* The text-to-image loop: text, setup, then network and sampler in turn, then the decoder. */
-#include "job.h"
+/* The text-to-image loop: a picture to start from, text, setup, then network and sampler in turn, then the decoder. */
 #include "guide.h"
+#include "job_impl.h"
+#include "resize.h"
 
 #include "../formats/fail.h"
 
@@ -28,28 +29,10 @@ static void spread_rows(const struct dpk_job *job, size_t row_bytes, const void 
         memcpy(to + (first + i) * row_bytes, from + positive_row(job, i) * row_bytes, row_bytes);
 }
 
-static size_t row_bytes_of(const struct dpk_job *job, uint32_t value) {
-    return job->plan.stages[job->text].values[value].bytes / job->text_rows;
-}
-
-int dpk_job_text(struct dpk_job *job, const struct dpk_exec_hook *hook, dpk_error *err) {
-    int rc = DPK_OK;
-    struct dpk_plan *plan = &job->plan;
-    DPK_TRY(dpk_exec_give_all(plan, job->text, job->text_in, 3, err));
-    DPK_TRY(dpk_exec_run(plan, job->text, hook, err));
-    DPK_TRY(dpk_exec_take(plan, job->text, job->out_context, job->text_context, err));
-    if (job->text_pooled)
-        DPK_TRY(dpk_exec_take(plan, job->text, job->out_pooled, job->text_pooled, err));
-done:
-    return rc;
-}
-
 static void fill_network_inputs(struct dpk_job *job) {
-    float width = (float)job->params.width, height = (float)job->params.height;
-    if (job->context)
-        spread_rows(job, row_bytes_of(job, job->out_context), job->text_context, job->context);
-    if (job->pooled)
-        spread_rows(job, row_bytes_of(job, job->out_pooled), job->text_pooled, job->pooled);
+    float width = (float)job->paint_width, height = (float)job->paint_height;
+    if (job->context) spread_rows(job, dpk_job_context_bytes(job), job->text_context, job->context);
+    if (job->pooled) spread_rows(job, dpk_job_pooled_bytes(job), job->text_pooled, job->pooled);
     if (job->mask) {
         size_t length = (size_t)job->text_in[2].shape.dim[1];
         spread_rows(job, length * sizeof *job->mask, job->text_mask, job->mask);
@@ -76,27 +59,6 @@ done:
     return rc;
 }
 
-/* Noise of the whole batch as diffusers draws it ([B,C,h,w], at once or image by image), NHWC. */
-static void draw(struct dpk_job *job, float *out) {
-    size_t pixels = (size_t)job->h * job->w, one = pixels * job->channels;
-    if (job->params.n_seeds <= 1)
-        dpk_random_normal(&job->random[0], DPK_F32, one * job->n_images, job->drawn);
-    else
-        for (uint32_t i = 0; i < job->n_images; i++)
-            dpk_random_normal(&job->random[i], DPK_F32, one, job->drawn + i * one);
-    dpk_guide_to_nhwc(job->n_images, job->channels, pixels, job->drawn, out);
-}
-
-int dpk_job_noise(struct dpk_job *job, dpk_error *err) {
-    (void)err;
-    size_t n = (size_t)job->n_images * job->h * job->w * job->channels;
-    float sigma = (float)job->schedule->init_noise_sigma;
-    if (job->params.latents) memcpy(job->x, job->params.latents, n * sizeof *job->x);
-    else draw(job, job->x);
-    for (size_t i = 0; i < n; i++) job->x[i] *= sigma;
-    return DPK_OK;
-}
-
 int dpk_job_step(struct dpk_job *job, uint32_t row, const struct dpk_exec_hook *hook,
                  dpk_error *err) {
     int rc = DPK_OK;
@@ -117,8 +79,9 @@ int dpk_job_step(struct dpk_job *job, uint32_t row, const struct dpk_exec_hook *
                           job->params.guidance_rescale, job->e);
         e = job->e;
     }
-    if (r->draws_noise) draw(job, job->noise);
+    if (r->draws_noise) dpk_job_draw(job, job->n_images, job->noise);
     dpk_sampler_apply(r, n, job->x, e, job->noise, job->state);
+    dpk_job_keep(job, row);
 done:
     return rc;
 }
@@ -167,8 +130,9 @@ static int trace_text(struct dpk_job *job, dpk_error *err) {
     const struct dpk_plan_stage *s = &job->plan.stages[job->text];
     struct dpk_shape shape = s->values[job->out_context].shape;
     uint32_t n = job->params.n_prompts;
-    size_t negative = n * row_bytes_of(job, job->out_context) / sizeof *job->text_context;
+    size_t negative = n * dpk_job_context_bytes(job) / sizeof *job->text_context;
     shape.dim[0] = (int32_t)n;
+    shape.dim[1] *= (int32_t)job->n_chunks;
     DPK_TRY(trace(job, "context", shape, job->text_context, err));
     if (job->text_rows > n) {
         shape.dim[0] = 1;
@@ -214,15 +178,19 @@ static int decode(struct dpk_job *job, const struct dpk_exec_hook *hook, dpk_ima
     const dpk_params *p = &job->params;
     size_t n = (size_t)p->width * p->height * 3;
     job->stage_name = "decode";
+    float *all = job->fitted ? job->shown : job->image;
     for (uint32_t i = 0; i < job->n_images; i++) {
-        float *image = job->image + (p->trace ? i * n : 0);
-        DPK_TRY(dpk_job_decode(job, i, image, hook, err));
+        float *image = all + (p->trace ? i * n : 0);
+        DPK_TRY(dpk_job_decode(job, i, job->fitted ? job->image : image, hook, err));
+        if (job->fitted)
+            dpk_resize_cover(job->image, job->paint_width, job->paint_height, image, p->width,
+                             p->height);
         dpk_guide_to_rgb(n, image, images->rgb + i * n);
     }
     if (p->trace) {
         struct dpk_shape shape = {
             4, {(int32_t)job->n_images, (int32_t)p->height, (int32_t)p->width, 3}};
-        DPK_TRY(trace(job, "image", shape, job->image, err));
+        DPK_TRY(trace(job, "image", shape, all, err));
     }
 done:
     return rc;
@@ -251,8 +219,10 @@ int dpk_generate(dpk_session *session, const dpk_params *params, dpk_images **im
     DPK_TRY(make_images(&job, &made, err));
     struct dpk_exec_hook hook = {after_operator, &job};
     const struct dpk_exec_hook *h = job.params.progress ? &hook : NULL;
+    job.stage_name = job.params.init ? "encode" : "text";
+    if (report(&job, 0)) DPK_FAIL(err, DPK_ECANCELLED, "%s: stopped by the caller", job.stage_name);
+    DPK_TRY(dpk_job_encode(&job, h, err));
     job.stage_name = "text";
-    if (report(&job, 0)) DPK_FAIL(err, DPK_ECANCELLED, "text: stopped by the caller");
     DPK_TRY(dpk_job_text(&job, h, err));
     DPK_TRY(trace_text(&job, err));
     job.stage_name = "setup";
@@ -278,6 +248,9 @@ int dpk_session_plan(dpk_session *session, const dpk_params *params, dpk_info *i
     *info = (dpk_info){.n_images = job.n_images,
                        .width = job.params.width,
                        .height = job.params.height,
+                       .paint_width = job.paint_width,
+                       .paint_height = job.paint_height,
+                       .n_chunks = job.n_chunks,
                        .latent_width = job.w,
                        .latent_height = job.h,
                        .latent_channels = job.channels,

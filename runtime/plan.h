@@ -18,7 +18,7 @@
 
 #include "../kernels/backend.h"
 
-enum { DPK_PLAN_MAX_STAGES = 4 };
+enum { DPK_PLAN_MAX_STAGES = 5 };
 
 /* Bytes that are in use from time `first` to time `last`. */
 struct dpk_plan_block {

@@ -14,6 +14,20 @@ uint32_t dpk_schedule_start(uint32_t steps, double strength) {
     return kept >= steps ? 0 : steps - (uint32_t)kept;
 }
 
+void dpk_schedule_level(const struct dpk_schedule *s, uint32_t row, double *signal, double *noise) {
+    *signal = 1;
+    *noise = 0;
+    if (row >= s->n_rows) return;
+    if (row == 0) {
+        *signal = s->start_signal;
+        *noise = s->start_noise;
+        return;
+    }
+    const double sigma = s->rows[row].sigma;
+    if (!s->exploding) *signal = 1 / sqrt(sigma * sigma + 1);
+    *noise = sigma * *signal;
+}
+
 static bool finite_terms(const struct dpk_sampler_terms *t) {
     bool ok = isfinite(t->x) && isfinite(t->kept) && isfinite(t->m) && isfinite(t->noise);
     for (int j = 0; j < DPK_SAMPLER_SLOTS; j++) ok = ok && isfinite(t->slot[j]);

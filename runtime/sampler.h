@@ -56,6 +56,7 @@ struct dpk_schedule {
     double init_noise_sigma; /* x at the start = noise * init_noise_sigma */
     /* img2img: x at rows[0] = start_signal * latent + start_noise * noise */
     double start_signal, start_noise;
+    bool exploding; /* x = x0 + sigma noise; else x = sqrt(abar) x0 + sqrt(1 - abar) noise */
 };
 
 struct dpk_schedule_spec {
@@ -81,6 +82,10 @@ void dpk_schedule_free(struct dpk_schedule *s); /* NULL is fine */
 /* Steps that image-to-image with `strength` in 0..1 leaves out at the beginning (diffusers'
  * get_timesteps). */
 uint32_t dpk_schedule_start(uint32_t steps, double strength);
+
+/* What a clean latent is where the network is called the `row`th time: signal * latent + noise *
+ * noise (diffusers' add_noise at that timestep). row n_rows: after the last call, 1 and 0. */
+void dpk_schedule_level(const struct dpk_schedule *s, uint32_t row, double *signal, double *noise);
 
 /* Floats of state that a run over n values needs: kept [n], then slot[0] [n], slot[1] [n], ...
  * Initial contents do not matter. */

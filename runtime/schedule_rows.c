@@ -121,6 +121,7 @@ void dpk_schedule_rows_sigma(const struct dpk_schedule_config *c, struct dpk_sch
     double top = 0;
     for (uint32_t i = 0; i <= s->steps; i++) top = fmax(top, sigmas[i]);
     s->init_noise_sigma = c->spacing == DPK_SPACING_LEADING ? sqrt(top * top + 1) : top;
+    s->exploding = true;
     s->start_signal = 1;
     s->start_noise = sigmas[s->start];
     for (uint32_t i = s->start; i < s->steps; i++) {

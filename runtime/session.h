@@ -33,9 +33,14 @@ int dpk_model_find_tokenizer(const struct dpk_model *model, const char *name);
 int dpk_model_meta_number(const struct dpk_model *model, const char *key, double fallback,
                           double low, double high, double *out, dpk_error *err);
 
-/* The sampler's table from the scheduler keys of the metadata. steps 0: the model's default. */
+/* A decimal number in the C locale, whatever the program's own is. Returns what follows it, or NULL
+ * if there is none. */
+const char *dpk_parse_number(const char *text, double *out);
+
+/* The sampler's table from the scheduler keys of the metadata, for the last strength * steps of the
+ * steps. steps 0: the model's default. */
 int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uint32_t steps,
-                       struct dpk_schedule **schedule, dpk_error *err);
+                       double strength, struct dpk_schedule **schedule, dpk_error *err);
 
 /* Check the plan's arena and host_bytes against the limit, take the arena, bind the plan to it.
  * Errors: DPK_ENOMEM. what: "generate 1024x1024", for the message. */

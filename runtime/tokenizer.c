@@ -6,6 +6,7 @@
 #include "../formats/utf8.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* ---- Sorted words
  * ----------------------------------------------------------------------------- */
@@ -411,30 +412,60 @@ static void encode_text(struct dpk_tok_run_state *r, const char *text, size_t n)
     dpk_bytes_free(&lower);
 }
 
-int dpk_tokenizer_encode(const struct dpk_tokenizer *t, const char *utf8, size_t n_bytes,
-                         int32_t *ids, int32_t *mask, size_t *n_tokens, dpk_error *err) {
+/* Encode, after a first token if there is one (else UINT32_MAX). *n_tokens counts it too. */
+static int encode(const struct dpk_tokenizer *t, uint32_t first, const char *utf8, size_t n_bytes,
+                  int32_t *ids, size_t cap, size_t *n_tokens, dpk_error *err) {
     int rc = DPK_OK;
-    const size_t length = t->h.max_length;
-    /* The end token's place stays free. */
-    struct dpk_tok_run_state r = {.t = t, .ids = ids, .cap = length - 1};
+    struct dpk_tok_run_state r = {.t = t, .ids = ids, .cap = cap};
     if (n_bytes > DPK_TOK_MAX_TEXT)
         DPK_FAIL(err, DPK_EARG, "prompt: %zu bytes, want at most %d", n_bytes, DPK_TOK_MAX_TEXT);
     const size_t valid = n_bytes ? dpk_utf8_check(utf8, n_bytes) : 0;
     if (valid != n_bytes)
         DPK_FAIL(err, DPK_EARG, "prompt: byte %zu (0x%02x) is not UTF-8", valid,
                  (unsigned)(uint8_t)utf8[valid]);
-    if (t->h.start_id != UINT32_MAX) dpk_tok_emit(&r, t->h.start_id);
+    if (first != UINT32_MAX) dpk_tok_emit(&r, first);
     encode_text(&r, utf8, n_bytes);
     if (r.failed) DPK_FAIL(err, DPK_ENOMEM, "prompt: out of memory for its tokens");
-    size_t kept = r.n < r.cap ? r.n : r.cap;
-    ids[kept++] = (int32_t)t->h.end_id;
-    for (size_t i = kept; i < length; i++) ids[i] = (int32_t)t->h.pad_id;
-    for (size_t i = 0; mask && i < length; i++) mask[i] = i < kept;
-    if (n_tokens) *n_tokens = r.n + 1;
+    *n_tokens = r.n;
 done:
     free(r.nodes);
     dpk_codes_free(&r.codes);
     dpk_codes_free(&r.more);
     dpk_bytes_free(&r.word);
     return rc;
+}
+
+/* End token and padding after `kept` ids. */
+static size_t end_row(const struct dpk_tokenizer *t, size_t kept, int32_t *ids) {
+    ids[kept++] = (int32_t)t->h.end_id;
+    for (size_t i = kept; i < t->h.max_length; i++) ids[i] = (int32_t)t->h.pad_id;
+    return kept;
+}
+
+int dpk_tokenizer_encode(const struct dpk_tokenizer *t, const char *utf8, size_t n_bytes,
+                         int32_t *ids, int32_t *mask, size_t *n_tokens, dpk_error *err) {
+    int rc = DPK_OK;
+    /* The end token's place stays free. */
+    const size_t length = t->h.max_length, cap = length - 1;
+    size_t n;
+    DPK_TRY(encode(t, t->h.start_id, utf8, n_bytes, ids, cap, &n, err));
+    const size_t kept = end_row(t, n < cap ? n : cap, ids);
+    for (size_t i = 0; mask && i < length; i++) mask[i] = i < kept;
+    if (n_tokens) *n_tokens = n + 1;
+done:
+    return rc;
+}
+
+int dpk_tokenizer_ids(const struct dpk_tokenizer *t, const char *utf8, size_t n_bytes, int32_t *ids,
+                      size_t cap, size_t *n_tokens, dpk_error *err) {
+    return encode(t, UINT32_MAX, utf8, n_bytes, ids, cap, n_tokens, err);
+}
+
+size_t dpk_tokenizer_row(const struct dpk_tokenizer *t, const int32_t *tokens, size_t n,
+                         int32_t *ids) {
+    const size_t begin = t->h.start_id != UINT32_MAX;
+    if (begin) ids[0] = (int32_t)t->h.start_id;
+    if (n) memcpy(ids + begin, tokens, n * sizeof *ids);
+    end_row(t, begin + n, ids);
+    return begin;
 }

@@ -33,4 +33,14 @@ uint32_t dpk_tokenizer_id_limit(const struct dpk_tokenizer *t);
 int dpk_tokenizer_encode(const struct dpk_tokenizer *t, const char *utf8, size_t n_bytes,
                          int32_t *ids, int32_t *mask, size_t *n_tokens, dpk_error *err);
 
+/* The tokens of a text alone, without start, end and padding: the first `cap` into ids [cap];
+ * *n_tokens: how many there are. Errors as dpk_tokenizer_encode. */
+int dpk_tokenizer_ids(const struct dpk_tokenizer *t, const char *utf8, size_t n_bytes, int32_t *ids,
+                      size_t cap, size_t *n_tokens, dpk_error *err);
+
+/* A row [max_length] as the model takes it, of n tokens (they must fit): start token, if there is
+ * one, tokens, end token, padding. Returns where the tokens begin. */
+size_t dpk_tokenizer_row(const struct dpk_tokenizer *t, const int32_t *tokens, size_t n,
+                         int32_t *ids);
+
 #endif

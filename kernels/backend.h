@@ -23,6 +23,7 @@ struct dpk_weight {
     const float *scale;     /* s8, s4; else NULL */
     const int32_t *colsum;  /* s8; else NULL */
     int32_t group;
+    uint32_t flags; /* enum dpk_tensor_flags: whether and how rows of x are quantized */
 };
 
 /* One operator with its operands resolved. in[i].shape.rank == 0 and wt[i].shape.rank == 0 mark

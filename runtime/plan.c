@@ -153,7 +153,8 @@ static void resolve_weight(const struct dpk_file *file, uint32_t index, struct d
                              .dtype = (int32_t)t->dtype,
                              .layout = (int32_t)t->layout,
                              .shape = dpk_tensor_shape(t),
-                             .group = (int32_t)t->group};
+                             .group = (int32_t)t->group,
+                             .flags = t->flags};
     if (t->scale != DPK_NONE)
         w->scale = (const float *)(const void *)(file->weights + file->tensors[t->scale].offset);
     if (t->colsum != DPK_NONE)

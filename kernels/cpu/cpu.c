@@ -130,6 +130,7 @@ int dpk_cpu_create(struct dpk_backend **be, int n_threads, const char *isa, int 
     DPK_TRY(choose_isa(isa, &cpu->isa, err));
     cpu->act_dtype = act_dtype;
     cpu->k = dpk_kernels_get(cpu->isa);
+    cpu->dot = dpk_isa_has_dot(cpu->isa);
     cpu->l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
     cpu->l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
     cpu->l3_bytes = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20);

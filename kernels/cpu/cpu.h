@@ -19,6 +19,9 @@ enum dpk_isa { DPK_ISA_REF, DPK_ISA_AVX2, DPK_ISA_AVX512, DPK_ISA_AVX512BF16, DP
 const char *dpk_isa_name(int isa);
 bool dpk_isa_available(int isa);
 int dpk_isa_best(void);
+/* This machine multiplies bytes in fours with the level's registers (AVX-VNNI for avx2, AVX512-VNNI
+ * for the wider ones): an extra of avx2 and avx512, always there at avx512bf16. */
+bool dpk_isa_has_dot(int isa);
 
 /* ---- Matrix tile: the product kernel of linears, convolutions and attention ------------------
  *
@@ -30,7 +33,20 @@ int dpk_isa_best(void);
  * has MR rows. Segments follow each other in B without gaps: segment s takes roundup(k_len[s], g)
  * k's of every panel. A's elements between k_len and that roundup are not read. B points at the
  * first panel, b_stride bytes from one panel to the next. C is float32 [MR][16 * n_panels],
- * c_stride elements a row, overwritten. */
+ * c_stride elements a row, overwritten.
+ *
+ * Tiles of integers (A quantized rows as `a_format` says, B s8 panels): the sum is exact in 32 bits
+ * for up to DPK_MAX_INT8_K k's; k_len are multiples of 4, and A is read up to there. Then
+ *     C[r][c] = (float)(sum + offset[c]) * scale_a[r] * scale_b[c],
+ * or, where scale_a is NULL, C is the integer. DPK_A_U8 needs offset = -128 * (sum of B's column)
+ * and undoes with it what its A adds; the others do not look at offset. */
+enum { DPK_MAX_INT8_K = 131071 }; /* times 2^14 is below 2^31 */
+enum dpk_a_format {
+    DPK_A_FLOAT = 0, /* the tile's float type */
+    DPK_A_S8,        /* bytes */
+    DPK_A_U8,        /* bytes, plus 128 */
+    DPK_A_S16,       /* 16-bit, the four k's of a group in the order 0, 2, 1, 3 */
+};
 struct dpk_tile {
     const void *const *a; /* [n_seg][MR] */
     const int32_t *k_len; /* [n_seg] */
@@ -40,11 +56,16 @@ struct dpk_tile {
     size_t b_stride; /* bytes */
     float *c;
     int32_t c_stride; /* elements */
+    /* Integer tiles: */
+    const int32_t *offset; /* [16 * n_panels] */
+    const float *scale_a;  /* [MR], or NULL */
+    const float *scale_b;  /* [16 * n_panels] */
 };
 typedef void dpk_tile_fn(const struct dpk_tile *t);
 struct dpk_tile_kernel {
     dpk_tile_fn *fn; /* NULL: this level has none for these types (see dpk_cpu_tile) */
     int mr, np;      /* rows of a tile, largest n_panels */
+    int a_format;    /* enum dpk_a_format */
 };
 
 /* ---- The kernel table of one level (members: kernels.def) ----------------------------------- */
@@ -65,6 +86,7 @@ struct dpk_cpu {
     struct dpk_backend base; /* first: a dpk_backend * is a dpk_cpu * */
     int isa;
     int act_dtype; /* 0: by level and file */
+    bool dot;      /* use products of bytes in fours (dpk_isa_has_dot) */
     const struct dpk_kernels *k;
     struct dpk_pool *pool;
     size_t l1_bytes, l2_bytes, l3_bytes; /* data caches, per core for L1 and L2 */

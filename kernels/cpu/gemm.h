@@ -12,15 +12,32 @@
 
 #include <stddef.h>
 
-enum { DPK_MAX_SEG = 64 }; /* more segments than this: the operator packs them into one */
+enum {
+    DPK_MAX_SEG = 64, /* more segments than this: the operator packs them into one */
+    DPK_ROW_HEAD = 64 /* bytes before a quantized row; the first four are its scale, a float */
+};
 
 struct dpk_gemm {
+    const struct dpk_kernels *k;
     const struct dpk_tile_kernel *tile;
-    int64_t m;      /* rows */
-    int32_t n;      /* result columns */
-    int32_t panels; /* of B; a panel makes 16 columns, or 8 with glu */
-    const void *b;
-    size_t b_stride;    /* bytes of a panel */
+    /* The weight, filled by dpk_gemm_weight. There are three kinds of products:
+     *   plain      panels as they lie in the file, A of a_dtype
+     *   integer    a_dtype is DPK_S8: rows of A quantized by the operator (dpk_gemm_row_scale,
+     *              dpk_gemm_quantize), s8 panels as they lie in the file
+     *   widened    strip_dtype is not 0: s8 or s4 panels become panels of this type, a group of
+     *              columns at a time, in the worker's scratch */
+    const struct dpk_weight *w;
+    int a_dtype, strip_dtype;
+    bool torchao;       /* the rule of integer products */
+    size_t k_padded;    /* k's of a panel in the file */
+    size_t c_padded;    /* and those of a tap */
+    size_t b_stride;    /* bytes of a panel in the file */
+    size_t tile_stride; /* bytes of a panel that tiles read */
+    int tile_group;     /* k's that adjoin in it: segments but the last are a multiple of them */
+    size_t scales_bytes;
+    int64_t m;          /* rows */
+    int32_t n;          /* result columns */
+    int32_t panels;     /* of B; a panel makes 16 columns, or 8 with glu */
     size_t a_row_bytes; /* memory that a row of A brings into the cache */
     int32_t n_seg, k_len[DPK_MAX_SEG];
     size_t pack_bytes;            /* per row of A; 0: rows are read where they are */
@@ -31,20 +48,22 @@ struct dpk_gemm {
     size_t image_stride;     /* elements; 0: one row for all */
     int64_t rows_per_image;
     /* Point a[s * mr + r] at segment s of row m0 + r for r < mr, rows from `rows` on repeating the
-     * last; pack is pack_bytes times mr for this tile. */
+     * last; pack is pack_bytes times mr for this tile. Integer products: there is one segment, and
+     * row r is packed DPK_ROW_HEAD bytes after pack + r * pack_bytes. */
     void (*rows)(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack);
     const void *op;
     /* Filled by dpk_gemm_plan. */
-    dpk_epilogue_fn *finish;
     int64_t block_rows;
     int32_t block_panels;
     size_t worker_bytes;
+    size_t shared_bytes; /* not 0: all rows are packed first, by all workers, then multiplied */
 };
 
-/* The type that A must have for these operands, and the tile: x itself where this level multiplies
- * it, else float32 (packed). NULL if there is none (quantized weights). */
-const struct dpk_tile_kernel *dpk_gemm_tile(const struct dpk_cpu *cpu, int x_dtype, int w_dtype,
-                                            int *a_dtype);
+/* Begin a product with the weight w of a linear or a convolution: fill the members from k to
+ * scales_bytes (no data is looked at). A is x itself where this level multiplies it, else float32
+ * (packed), or quantized. False if no kernel takes these types, or sums this long. */
+bool dpk_gemm_weight(struct dpk_gemm *g, const struct dpk_cpu *cpu, const struct dpk_weight *w,
+                     int x_dtype);
 
 /* Choose blocks from the sizes in g (no pointer is looked at). Returns the scratch bytes of all
  * workers. */
@@ -57,6 +76,33 @@ void dpk_gemm_run(struct dpk_cpu *cpu, const struct dpk_gemm *g, void *scratch);
  * f32). */
 void dpk_gemm_pack(const struct dpk_cpu *cpu, void *dst, int a_dtype, const void *src, int x_dtype,
                    size_t n);
+
+/* Rows of integer products. The scale of a row of x_dtype whose largest magnitude is `top`: NaN
+ * unless that is finite. And n elements of x to q, where zeros follow up to a multiple of 4;
+ * dpk_gemm_quantized_bytes apart in q. With the scale NaN they are zeros: results are NaN, bad
+ * values are passed on. */
+float dpk_gemm_row_scale(const struct dpk_gemm *g, int x_dtype, float top);
+void dpk_gemm_quantize(const struct dpk_gemm *g, void *q, float scale, const void *x, int x_dtype,
+                       size_t n);
+static inline size_t dpk_gemm_quantized_bytes(const struct dpk_gemm *g, size_t n) {
+    return (n + 3) / 4 * 4 * (g->tile->a_format == DPK_A_S16 ? 2 : 1);
+}
+/* The larger of two magnitudes, NaN if either is. */
+static inline float dpk_larger(float a, float b) { return a > b || a != a ? a : b; }
+
+/* One group of columns, panels p .. p + n of the weight, as tiles and epilogue take it. scratch: the
+ * strip's and the scales' bytes. */
+struct dpk_gemm_columns {
+    const void *b;
+    bool scaled; /* the epilogue multiplies by scale */
+    _Alignas(64) float scale[64];
+    _Alignas(64) int32_t offset[64];
+};
+void dpk_gemm_columns(const struct dpk_gemm *g, int32_t p, int32_t n, void *scratch,
+                      struct dpk_gemm_columns *columns);
+static inline size_t dpk_gemm_columns_bytes(const struct dpk_gemm *g) {
+    return g->strip_dtype ? g->tile_stride * (size_t)g->tile->np + g->scales_bytes : 0;
+}
 
 static inline size_t dpk_dtype_bytes(int dtype) { return dtype == DPK_F32 ? 4 : 2; }
 static inline size_t dpk_round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }

@@ -35,8 +35,17 @@ int dpk_isa_best(void) {
     }
     return DPK_ISA_AVX512;
 }
+
+bool dpk_isa_has_dot(int isa) {
+    uint32_t a, b, c, d;
+    if (isa > dpk_isa_best() || isa == DPK_ISA_REF) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    if (isa >= DPK_ISA_AVX512) return c & bit_AVX512VNNI;
+    return a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4); /* AVX-VNNI */
+}
 #else
 int dpk_isa_best(void) { return DPK_ISA_REF; }
+bool dpk_isa_has_dot(int isa) { return (void)isa, false; }
 #endif
 
 bool dpk_isa_available(int isa) { return isa >= DPK_ISA_REF && isa <= dpk_isa_best(); }

@@ -3,7 +3,10 @@
  * Direct convolution: a row of A is an output pixel, its segments are the taps' pixels, where they
  * lie in x. A tap in the padding points at a row of zeros; nearest upsampling and stride are in the
  * choice of the pixel. Pixels of few channels are gathered into one packed segment, since a segment
- * costs a tile about as much as 16 channels do. */
+ * costs a tile about as much as 16 channels do.
+ *
+ * Integer products: a row is quantized as a whole, all taps of the output pixel by their largest
+ * magnitude, so that a row has one scale and sums stay integers. */
 #include "gemm.h"
 #include "ops_cpu.h"
 
@@ -19,9 +22,9 @@ struct conv {
     int h, w, up_h, up_w; /* of x, and after upsampling */
     int out_h, out_w;
     int kh, kw, stride, pad_top, pad_left;
-    size_t c, c_padded; /* channels, and those of a tap in the panels */
-    int x_dtype, a_dtype;
-    size_t pack_bytes; /* of a packed row */
+    size_t c;
+    int x_dtype;
+    const struct dpk_gemm *g;
 };
 
 struct pixel {
@@ -64,19 +67,54 @@ static void point_rows(const void *op, int64_t m0, int rows, int mr, const void 
 
 static void pack_rows(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack) {
     const struct conv *v = op;
-    size_t bytes = dpk_dtype_bytes(v->a_dtype);
+    size_t bytes = dpk_dtype_bytes(v->g->a_dtype), c_padded = v->g->c_padded;
     for (int r = 0; r < rows; r++) {
         struct pixel p = find_pixel(v, m0 + r);
-        char *to = pack + (size_t)r * v->pack_bytes;
+        char *to = pack + (size_t)r * v->g->pack_bytes;
         for (int ky = 0; ky < v->kh; ky++) {
-            for (int kx = 0; kx < v->kw; kx++, to += v->c_padded * bytes) {
+            for (int kx = 0; kx < v->kw; kx++, to += c_padded * bytes) {
                 const char *from = find_tap(v, p, ky, kx);
-                dpk_gemm_pack(v->cpu, to, v->a_dtype, from, v->x_dtype, v->c);
-                memset(to + v->c * bytes, 0, (v->c_padded - v->c) * bytes);
+                dpk_gemm_pack(v->cpu, to, v->g->a_dtype, from, v->x_dtype, v->c);
+                memset(to + v->c * bytes, 0, (c_padded - v->c) * bytes);
             }
         }
     }
-    for (int r = 0; r < mr; r++) a[r] = pack + (size_t)(r < rows ? r : rows - 1) * v->pack_bytes;
+    for (int r = 0; r < mr; r++) {
+        a[r] = pack + (size_t)(r < rows ? r : rows - 1) * v->g->pack_bytes;
+    }
+}
+
+static void quantize_pixel(const struct conv *v, struct pixel p, char *row) {
+    const struct dpk_gemm *g = v->g;
+    size_t tap_bytes = dpk_gemm_quantized_bytes(g, v->c);
+    float top = 0.0f;
+    for (int ky = 0; ky < v->kh; ky++) {
+        for (int kx = 0; kx < v->kw; kx++) {
+            const char *from = find_tap(v, p, ky, kx);
+            if (from == v->zeros) continue;
+            top = dpk_larger(top, g->k->magnitude(from, v->x_dtype, v->c));
+        }
+    }
+    float scale = dpk_gemm_row_scale(g, v->x_dtype, top);
+    memcpy(row, &scale, sizeof scale);
+    row += DPK_ROW_HEAD;
+    for (int ky = 0; ky < v->kh; ky++) {
+        for (int kx = 0; kx < v->kw; kx++, row += tap_bytes) {
+            dpk_gemm_quantize(g, row, scale, find_tap(v, p, ky, kx), v->x_dtype, v->c);
+        }
+    }
+}
+
+static void quantize_rows(const void *op, int64_t m0, int rows, int mr, const void **a,
+                          char *pack) {
+    const struct conv *v = op;
+    size_t stride = v->g->pack_bytes;
+    for (int r = 0; r < rows; r++) {
+        quantize_pixel(v, find_pixel(v, m0 + r), pack + (size_t)r * stride);
+    }
+    for (int r = 0; r < mr; r++) {
+        a[r] = pack + (size_t)(r < rows ? r : rows - 1) * stride + DPK_ROW_HEAD;
+    }
 }
 
 /* Sizes of the product; false if no kernel takes these types, or sums this long. */
@@ -100,30 +138,33 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
         .pad_top = attrs->pad_top,
         .pad_left = attrs->pad_left,
         .c = (size_t)x->shape.dim[3],
+        .g = g,
     };
     bool by_like = attrs->upsample && like->shape.rank;
     v->up_h = by_like ? like->shape.dim[1] : v->h * (attrs->upsample ? 2 : 1);
     v->up_w = by_like ? like->shape.dim[2] : v->w * (attrs->upsample ? 2 : 1);
-    *g = (struct dpk_gemm){.tile = dpk_gemm_tile(cpu, x->dtype, w->dtype, &v->a_dtype), .op = v};
-    if (!g->tile) return false;
-    size_t taps = (size_t)v->kh * (size_t)v->kw, bytes = dpk_dtype_bytes(v->a_dtype);
-    v->c_padded = dpk_round_up(v->c, (size_t)dpk_panel_group(w->dtype));
-    if (taps * v->c_padded > INT32_MAX) return false;
+    *g = (struct dpk_gemm){.op = v};
+    if (!dpk_gemm_weight(g, cpu, w, x->dtype)) return false;
+    size_t taps = (size_t)v->kh * (size_t)v->kw;
     g->n = call->out.shape.dim[3];
     g->m = dpk_shape_count(&call->out.shape) / g->n;
     g->panels = (g->n + 15) / 16;
-    g->b_stride = taps * v->c_padded * 16 * dpk_dtype_bytes(w->dtype);
-    if (v->a_dtype != v->x_dtype || v->c < 32 || taps > DPK_MAX_SEG) {
-        g->n_seg = 1;
-        g->k_len[0] = (int32_t)(taps * v->c_padded);
-        v->pack_bytes = dpk_round_up(taps * v->c_padded * bytes, 64) + 64;
-        g->pack_bytes = v->pack_bytes;
-        g->a_row_bytes = v->pack_bytes;
+    g->n_seg = 1;
+    g->k_len[0] = (int32_t)g->k_padded;
+    if (g->a_dtype == DPK_S8) {
+        size_t n = DPK_ROW_HEAD + dpk_round_up(dpk_gemm_quantized_bytes(g, g->k_padded), 64);
+        g->pack_bytes = n % 4096 == 0 ? n + 64 : n;
+        g->a_row_bytes = g->pack_bytes;
+        g->rows = quantize_rows;
+    } else if (g->a_dtype != v->x_dtype || v->c < 32 || taps > DPK_MAX_SEG ||
+               (g->strip_dtype && v->c != g->c_padded)) {
+        g->pack_bytes = dpk_round_up(g->k_padded * dpk_dtype_bytes(g->a_dtype), 64) + 64;
+        g->a_row_bytes = g->pack_bytes;
         g->rows = pack_rows;
     } else {
         g->n_seg = (int32_t)taps;
         for (int s = 0; s < g->n_seg; s++) g->k_len[s] = (int32_t)v->c;
-        g->a_row_bytes = v->c * bytes * (size_t)v->stride * (size_t)v->stride;
+        g->a_row_bytes = v->c * dpk_dtype_bytes(g->a_dtype) * (size_t)v->stride * (size_t)v->stride;
         g->rows = point_rows;
     }
     return true;
@@ -153,7 +194,6 @@ int dpk_cpu_run_conv2d(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_err
     dpk_gemm_plan(cpu, &g);
     v.zeros = call->scratch;
     memset(call->scratch, 0, zero_bytes(&v));
-    g.b = w->data;
     g.epilogue = (struct dpk_epilogue){
         .act = DPK_ATTRS(conv2d, call->op)->act,
         .dtype = call->out.dtype,

@@ -3,11 +3,13 @@
  * Rows of x are multiplied where they are; concatenation is a second segment. They are packed
  * (copied, widened) into the worker's scratch when the tile wants float32 of bfloat16 rows, when x
  * ends between the two k's of a pair, or when rows lie a multiple of 4 KiB apart: the rows of a
- * tile then compete for the same lines of L1. */
+ * tile then compete for the same lines of L1. Rows of integer products are packed as integers. */
 #include "gemm.h"
 #include "ops_cpu.h"
 
 #include "../../formats/fail.h"
+
+#include <string.h>
 
 const uint32_t dpk_cpu_in_place_linear = 1u << DPK_IN(linear, residual);
 
@@ -15,8 +17,8 @@ struct linear {
     const struct dpk_cpu *cpu;
     const char *x, *x2;
     size_t k1, k2;
-    int x_dtype, a_dtype;
-    size_t pack_bytes; /* of a packed row */
+    int x_dtype;
+    const struct dpk_gemm *g;
 };
 
 static void point_rows(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack) {
@@ -32,22 +34,68 @@ static void point_rows(const void *op, int64_t m0, int rows, int mr, const void 
 
 static void pack_rows(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack) {
     const struct linear *l = op;
-    size_t bytes = dpk_dtype_bytes(l->x_dtype), packed = dpk_dtype_bytes(l->a_dtype);
+    size_t bytes = dpk_dtype_bytes(l->x_dtype), packed = dpk_dtype_bytes(l->g->a_dtype);
     for (int r = 0; r < rows; r++) {
         size_t m = (size_t)m0 + (size_t)r;
-        char *row = pack + (size_t)r * l->pack_bytes;
-        dpk_gemm_pack(l->cpu, row, l->a_dtype, l->x + m * l->k1 * bytes, l->x_dtype, l->k1);
+        char *row = pack + (size_t)r * l->g->pack_bytes;
+        dpk_gemm_pack(l->cpu, row, l->g->a_dtype, l->x + m * l->k1 * bytes, l->x_dtype, l->k1);
         if (l->x2) {
-            dpk_gemm_pack(l->cpu, row + l->k1 * packed, l->a_dtype, l->x2 + m * l->k2 * bytes,
+            dpk_gemm_pack(l->cpu, row + l->k1 * packed, l->g->a_dtype, l->x2 + m * l->k2 * bytes,
                           l->x_dtype, l->k2);
         }
     }
-    for (int r = 0; r < mr; r++) a[r] = pack + (size_t)(r < rows ? r : rows - 1) * l->pack_bytes;
+    for (int r = 0; r < mr; r++) {
+        a[r] = pack + (size_t)(r < rows ? r : rows - 1) * l->g->pack_bytes;
+    }
 }
 
-static bool need_pack(const struct linear *l, int group) {
-    if (l->a_dtype != l->x_dtype) return true;
-    if (l->k2 && l->k1 % (size_t)group) return true;
+/* x ends inside a group of four k's: both rows are first copied behind the packed one. */
+static bool is_split(const struct linear *l) { return l->k2 && l->k1 % 4; }
+
+static size_t quantized_row_bytes(const struct linear *l, const struct dpk_gemm *g) {
+    size_t k = l->k1 + l->k2;
+    size_t n = DPK_ROW_HEAD + dpk_round_up(dpk_gemm_quantized_bytes(g, k), 64);
+    if (is_split(l)) n += dpk_round_up(k * dpk_dtype_bytes(l->x_dtype), 64);
+    return n % 4096 == 0 ? n + 64 : n;
+}
+
+static void quantize_row(const struct linear *l, size_t m, char *row) {
+    const struct dpk_gemm *g = l->g;
+    size_t bytes = dpk_dtype_bytes(l->x_dtype), k1 = l->k1, k2 = l->k2;
+    const char *x = l->x + m * k1 * bytes, *x2 = l->x2 ? l->x2 + m * k2 * bytes : NULL;
+    char *q = row + DPK_ROW_HEAD;
+    if (is_split(l)) {
+        char *copy = q + dpk_round_up(dpk_gemm_quantized_bytes(g, k1 + k2), 64);
+        memcpy(copy, x, k1 * bytes);
+        memcpy(copy + k1 * bytes, x2, k2 * bytes);
+        x = copy;
+        k1 += k2;
+        x2 = NULL;
+    }
+    float top = g->k->magnitude(x, l->x_dtype, k1);
+    if (x2) top = dpk_larger(top, g->k->magnitude(x2, l->x_dtype, k2));
+    float scale = dpk_gemm_row_scale(g, l->x_dtype, top);
+    memcpy(row, &scale, sizeof scale);
+    dpk_gemm_quantize(g, q, scale, x, l->x_dtype, k1);
+    if (!x2) return;
+    dpk_gemm_quantize(g, q + dpk_gemm_quantized_bytes(g, k1), scale, x2, l->x_dtype, k2);
+}
+
+static void quantize_rows(const void *op, int64_t m0, int rows, int mr, const void **a,
+                          char *pack) {
+    const struct linear *l = op;
+    size_t stride = l->g->pack_bytes;
+    for (int r = 0; r < rows; r++) {
+        quantize_row(l, (size_t)m0 + (size_t)r, pack + (size_t)r * stride);
+    }
+    for (int r = 0; r < mr; r++) {
+        a[r] = pack + (size_t)(r < rows ? r : rows - 1) * stride + DPK_ROW_HEAD;
+    }
+}
+
+static bool need_pack(const struct linear *l, const struct dpk_gemm *g) {
+    if (g->a_dtype != l->x_dtype) return true;
+    if (l->k2 && l->k1 % (size_t)g->tile_group) return true;
     return (l->k1 * dpk_dtype_bytes(l->x_dtype)) % 4096 == 0;
 }
 
@@ -57,28 +105,32 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
     const struct dpk_tensor *x = &call->in[DPK_IN(linear, x)], *x2 = &call->in[DPK_IN(linear, x2)];
     const struct dpk_weight *w = &call->wt[DPK_WT(linear, w)];
     const struct dpk_linear_attrs *attrs = DPK_ATTRS(linear, call->op);
-    *l = (struct linear){.cpu = cpu, .x = x->data, .x_dtype = x->dtype};
-    *g = (struct dpk_gemm){.tile = dpk_gemm_tile(cpu, x->dtype, w->dtype, &l->a_dtype), .op = l};
-    if (!g->tile) return false;
+    *l = (struct linear){.cpu = cpu, .x = x->data, .x_dtype = x->dtype, .g = g};
+    *g = (struct dpk_gemm){.op = l};
+    if (!dpk_gemm_weight(g, cpu, w, x->dtype)) return false;
     l->k1 = (size_t)x->shape.dim[x->shape.rank - 1];
     if (x2->shape.rank) {
         l->x2 = x2->data;
         l->k2 = (size_t)x2->shape.dim[x2->shape.rank - 1];
     }
-    size_t k = l->k1 + l->k2, group = (size_t)dpk_panel_group(w->dtype);
-    if (k > INT32_MAX - group) return false;
+    size_t k = l->k1 + l->k2;
     g->n = call->out.shape.dim[call->out.shape.rank - 1];
     g->m = dpk_shape_count(&call->out.shape) / g->n;
     g->panels = attrs->glu ? (g->n + 7) / 8 : (g->n + 15) / 16;
-    g->b_stride = dpk_round_up(k, group) * 16 * dpk_dtype_bytes(w->dtype);
-    g->a_row_bytes = k * dpk_dtype_bytes(l->a_dtype);
     g->n_seg = 1;
     g->k_len[0] = (int32_t)k;
     g->rows = point_rows;
-    if (need_pack(l, (int)group)) {
+    if (g->a_dtype == DPK_S8) {
+        g->k_len[0] = (int32_t)g->k_padded;
+        g->pack_bytes = quantized_row_bytes(l, g);
+        g->a_row_bytes = g->pack_bytes;
+        g->rows = quantize_rows;
+        return true;
+    }
+    g->a_row_bytes = k * dpk_dtype_bytes(g->a_dtype);
+    if (need_pack(l, g)) {
         /* One line more than the row: packed rows of a tile start in different sets of L1. */
-        l->pack_bytes = dpk_round_up(g->a_row_bytes, 64) + 64;
-        g->pack_bytes = l->pack_bytes;
+        g->pack_bytes = dpk_round_up(g->a_row_bytes, 64) + 64;
         g->rows = pack_rows;
     } else if (l->k2) {
         g->n_seg = 2;
@@ -107,7 +159,6 @@ int dpk_cpu_run_linear(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_err
                              dpk_dtype_name(w->dtype));
     }
     dpk_gemm_plan(cpu, &g);
-    g.b = w->data;
     g.epilogue = (struct dpk_epilogue){
         .act = attrs->act,
         .glu = attrs->glu,

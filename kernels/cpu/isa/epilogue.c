@@ -30,11 +30,18 @@ VF_INLINE void columns(const struct dpk_epilogue *e, int r, int j, int n, int dt
     if (glu) {
         vf g;
         load_glu(c, j, &v, &g);
+        if (e->scale) {
+            vf scale, scale_glu;
+            load_glu(e->scale, j, &scale, &scale_glu);
+            v = vf_mul(v, scale);
+            g = vf_mul(g, scale_glu);
+        }
         if (e->bias) v = vf_add(v, vf_loada(e->bias, DPK_F32, k, n));
         if (e->bias_glu) g = vf_add(g, vf_loada(e->bias_glu, DPK_F32, k, n));
         v = vf_mul(v, vf_act(g, act));
     } else {
         v = vf_load(c + j);
+        if (e->scale) v = vf_mul(v, vf_load(e->scale + j));
         if (e->bias) v = vf_add(v, vf_loada(e->bias, DPK_F32, k, n));
         if (e->temb[0]) v = vf_add(v, vf_loada(e->temb[r], dtype, k, n));
         v = vf_act(v, act);

@@ -7,7 +7,8 @@ OPT   ?= -O2
 ARCH  := $(shell $(CC) -dumpmachine | cut -d- -f1)
 
 WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Werror
-CFLAGS += -std=c11 -D_GNU_SOURCE $(OPT) -g $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread
+CFLAGS += -std=c11 -D_GNU_SOURCE $(OPT) -g $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread \
+           -ffile-prefix-map=$(CURDIR)=.
 CPPFLAGS += -MMD -MP
 LDFLAGS += -pthread
 Q := $(if $(V),,@)
@@ -54,6 +55,9 @@ LIB_OBJ := $(call obj,$(FORMATS_READ) $(KERNEL_SRC) $(RUNTIME_SRC)) $(ISA_OBJ)
 
 BIN := $(BUILD)/bin
 LIB := $(BUILD)/lib
+comma := ,
+.DEFAULT_GOAL := all
+include runtime/package/package.mk
 
 ## all: the three programs and the libraries (default)
 all: $(BIN)/diffpak $(BIN)/diffpak-convert $(if $(wildcard quantize/cli.c),$(BIN)/diffpak-quantize) $(LIB)/libdiffpak.a $(LIB)/libdiffpak.so
@@ -78,10 +82,11 @@ $(LIB)/libdiffpak.a: $(LIB_OBJ)
 	$(call say,AR $@)
 	$(Q)$(AR) rcs $@ $^
 
-$(LIB)/libdiffpak.so: $(LIB_OBJ)
+$(LIB)/libdiffpak.so: $(LIB_OBJ) runtime/package/libdiffpak.map
 	@mkdir -p $(@D)
 	$(call say,LD $@)
-	$(Q)$(CC) -shared -Wl,-soname,libdiffpak.so.0 -Wl,-z,defs $(LDFLAGS) $^ -lm -o $@
+	$(Q)$(CC) -shared -Wl,-soname,libdiffpak.so.$(SOVERSION) -Wl,--version-script=$(filter %.map,$^) \
+	    $(if $(SAN),,-Wl$(comma)-z$(comma)defs) $(LDFLAGS) $(LIB_OBJ) -lm -o $@
 
 # The tools' half: everything of formats/ (the reading half is in libdiffpak.a already), convert/ and quantize/ without their mains.
 $(BUILD)/obj/libtools.a: $(call obj,$(filter-out $(FORMATS_READ),$(FORMATS_SRC)) $(CONVERT_SRC) $(QUANTIZE_SRC))

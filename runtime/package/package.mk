@@ -1,0 +1,62 @@
+# Installing and packing; included by the Makefile.
+PREFIX  ?= /usr/local
+BINDIR  ?= $(PREFIX)/bin
+LIBDIR  ?= $(PREFIX)/lib
+INCDIR  := $(PREFIX)/include/diffpak
+MANDIR  ?= $(PREFIX)/share/man
+DATADIR ?= $(PREFIX)/share
+INSTALL ?= install
+PACKAGE := runtime/package
+
+VERSION   := $(shell sed -n 's/.*dpk_version.*return "\(.*\)".*/\1/p' runtime/model.c)
+SOVERSION := $(firstword $(subst ., ,$(VERSION)))
+PROGRAMS  := diffpak diffpak-convert $(if $(wildcard quantize/cli.c),diffpak-quantize)
+# From lib/cmake/diffpak to the prefix.
+UP = $(shell realpath -m --relative-to=$(LIBDIR)/cmake/diffpak $(PREFIX))
+fill = sed -e 's|@VERSION@|$(VERSION)|g' -e 's|@SOVERSION@|$(SOVERSION)|g' -e 's|@PREFIX@|$(PREFIX)|g' \
+           -e 's|@LIBDIR@|$(LIBDIR)|g' -e 's|@UP@|$(UP)|g'
+
+INSTALLED = $(addprefix $(BINDIR)/,$(PROGRAMS)) \
+    $(addprefix $(LIBDIR)/,libdiffpak.a libdiffpak.so.$(VERSION) libdiffpak.so.$(SOVERSION) libdiffpak.so pkgconfig/diffpak.pc \
+        cmake/diffpak/diffpak-config.cmake cmake/diffpak/diffpak-config-version.cmake) \
+    $(addprefix $(INCDIR)/,diffpak.h dpk_error.h) \
+    $(addprefix $(MANDIR)/man1/,$(addsuffix .1,$(PROGRAMS))) $(MANDIR)/man5/dpk.5 \
+    $(addprefix $(DATADIR)/bash-completion/completions/,$(PROGRAMS)) $(DATADIR)/zsh/site-functions/_diffpak
+
+## install: programs, libraries, headers, pkg-config and CMake files, manual, completions (DESTDIR=, PREFIX=/usr/local)
+install: all
+	$(INSTALL) -d $(sort $(dir $(addprefix $(DESTDIR),$(INSTALLED))))
+	$(INSTALL) -m 755 $(addprefix $(BIN)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)
+	$(INSTALL) -m 644 $(LIB)/libdiffpak.a $(DESTDIR)$(LIBDIR)
+	$(INSTALL) -m 755 $(LIB)/libdiffpak.so $(DESTDIR)$(LIBDIR)/libdiffpak.so.$(VERSION)
+	ln -sf libdiffpak.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libdiffpak.so.$(SOVERSION)
+	ln -sf libdiffpak.so.$(SOVERSION) $(DESTDIR)$(LIBDIR)/libdiffpak.so
+	$(INSTALL) -m 644 runtime/diffpak.h formats/dpk_error.h $(DESTDIR)$(INCDIR)
+	$(fill) $(PACKAGE)/diffpak.pc.in >$(DESTDIR)$(LIBDIR)/pkgconfig/diffpak.pc
+	for f in diffpak-config.cmake diffpak-config-version.cmake; do \
+	    $(fill) $(PACKAGE)/$$f.in >$(DESTDIR)$(LIBDIR)/cmake/diffpak/$$f || exit 1; done
+	$(INSTALL) -m 644 $(wildcard runtime/*.1 convert/*.1 quantize/*.1) $(DESTDIR)$(MANDIR)/man1
+	$(INSTALL) -m 644 formats/dpk.5 $(DESTDIR)$(MANDIR)/man5
+	$(INSTALL) -m 644 $(PACKAGE)/diffpak.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/diffpak
+	for p in $(filter-out diffpak,$(PROGRAMS)); do \
+	    ln -sf diffpak $(DESTDIR)$(DATADIR)/bash-completion/completions/$$p || exit 1; done
+	$(INSTALL) -m 644 $(PACKAGE)/_diffpak $(DESTDIR)$(DATADIR)/zsh/site-functions
+
+## uninstall: remove what install put there (same DESTDIR and PREFIX)
+uninstall:
+	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	for d in $(INCDIR) $(LIBDIR)/cmake/diffpak; do rmdir $(DESTDIR)$$d 2>/dev/null || :; done
+
+## dist: the sources of the last commit as build/diffpak-VERSION.tar.zst
+dist:
+	@mkdir -p $(BUILD)
+	git archive --prefix=diffpak-$(VERSION)/ HEAD | zstd -q -19 -f -o $(BUILD)/diffpak-$(VERSION).tar.zst
+	@ls -l $(BUILD)/diffpak-$(VERSION).tar.zst
+
+## size: what each part costs in the stripped diffpak
+size: $(BIN)/diffpak
+	$(Q)$(CC) $(LDFLAGS) -Wl,-Map=$(BUILD)/size.map $(call obj,$(CLI_SRC)) $(LIB)/libdiffpak.a $(CLI_LIBS) -o $(BUILD)/size.bin
+	$(Q)strip $(BUILD)/size.bin
+	$(Q)awk -v file=$$(wc -c <$(BUILD)/size.bin) -f $(PACKAGE)/size.awk $(BUILD)/size.map
+
+.PHONY: install uninstall dist size

@@ -1,7 +1,11 @@
 /* Speed of the matrix operators against the machine's own peak.
  *
- *   bench_kernels [--json] [--isa LEVEL] [--threads N] [--repeat N] [--only TEXT]
+ *   bench_kernels [--json] [--isa LEVEL] [--threads N] [--repeat N] [--only TEXT] [--types TEXT]
+ *                 [--no-dot]
  *
+ * Weights: f32, bf16, f16; w8a8 (int8, rows of x quantized by the operator), s8 and s4 (widened).
+ * The last column is the speed as a multiple of that with bf16 weights, measured just before.
+ * --no-dot leaves the dot products of bytes unused, as on machines that have none.
  * The peaks are loops of independent multiply-adds on registers, of the widest instruction that the
  * level uses for the types. A shape's time is the least of its repeats; on one thread it is the
  * thread's own time, so that other work does not count. */
@@ -17,8 +21,8 @@
 #endif
 
 static struct {
-    bool json;
-    const char *isa, *only;
+    bool json, no_dot;
+    const char *isa, *only, *types;
     int threads, repeat;
 } opt = {.threads = 1, .repeat = 5};
 
@@ -50,13 +54,35 @@ enum { PEAK_ROUNDS = 1 << 18 };
 #define USE(i) __asm__ volatile("" : : "x"(c##i));
 #define FMA_STEP(i) __asm__ volatile("vfmadd231ps %1, %1, %0" : "+v"(c##i) : "v"(x));
 #define DOT_STEP(i) __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(c##i) : "v"(x));
+#define DECLARE___m256i(i) __m256i c##i = _mm256_setzero_si256();
+#define DECLARE___m512i(i) __m512i c##i = _mm512_setzero_si512();
+#define DOT8_STEP(i) __asm__ volatile("vpdpbusd %1, %1, %0" : "+v"(c##i) : "v"(x));
+#define VEX_DOT8_STEP(i) __asm__ volatile("%{vex%} vpdpbusd %1, %1, %0" : "+x"(c##i) : "x"(x));
+#define MADD_STEP(i)                                                                               \
+    {                                                                                              \
+        __m256i two;                                                                               \
+        __asm__ volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0"                                \
+                         : "+x"(c##i), "=&x"(two)                                                  \
+                         : "x"(x));                                                                \
+    }
+#define MADD512_STEP(i)                                                                            \
+    {                                                                                              \
+        __m512i two;                                                                               \
+        __asm__ volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0"                                \
+                         : "+v"(c##i), "=&v"(two)                                                  \
+                         : "v"(x));                                                                \
+    }
+PEAK(dot8_avx512, "avx512f", __m512i, _mm512_setzero_si512(), REPEAT24, DOT8_STEP)
+PEAK(dot8_avx2, "avx2", __m256i, _mm256_setzero_si256(), REPEAT12, VEX_DOT8_STEP)
+PEAK(madd_avx2, "avx2", __m256i, _mm256_setzero_si256(), REPEAT12, MADD_STEP)
+PEAK(madd_avx512, "avx512f,avx512bw", __m512i, _mm512_setzero_si512(), REPEAT24, MADD512_STEP)
 PEAK(fma_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), REPEAT12, FMA_STEP)
 PEAK(fma_avx512, "avx512f", __m512, _mm512_setzero_ps(), REPEAT24, FMA_STEP)
 PEAK(dot_bf16, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(), REPEAT24, DOT_STEP)
 #endif
 
-/* GFLOP/s of one thread for a product of these types at this level; 0 where nothing can be said
- * (ref). */
+/* GFLOP/s of one thread for a product with A of this type at this level (DPK_S8: quantized rows); 0
+ * where nothing can be said (ref). */
 static double measure_peak(int isa, int a_dtype) {
     double best = 1e9;
     void (*loop)(void) = NULL;
@@ -65,6 +91,11 @@ static double measure_peak(int isa, int a_dtype) {
     if (isa == DPK_ISA_AVX2) loop = fma_avx2, flops = 16 * 12;
     if (isa >= DPK_ISA_AVX512) loop = fma_avx512, flops = 32 * 24;
     if (isa == DPK_ISA_AVX512BF16 && a_dtype == DPK_BF16) loop = dot_bf16, flops = 64 * 24;
+    if (a_dtype == DPK_S8 && isa != DPK_ISA_REF) {
+        bool wide = isa >= DPK_ISA_AVX512, dot = dpk_isa_has_dot(isa) && !opt.no_dot;
+        loop = dot ? (wide ? dot8_avx512 : dot8_avx2) : wide ? madd_avx512 : madd_avx2;
+        flops = (wide ? 24 * 64 : 12 * 32) * (dot ? 2 : 1);
+    }
 #endif
     if (!loop) return 0;
     for (int i = 0; i < 12; i++) {
@@ -108,14 +139,16 @@ static const struct bench benches[] = {
 
 /* An array of small numbers of both signs. */
 static void *make(int dtype, size_t n) {
-    size_t bytes = dtype == DPK_F32 ? 4 : 2;
+    size_t bytes = dtype == DPK_F32 ? 4 : dtype == DPK_S8 ? 1 : 2;
     void *p = aligned_alloc(64, (n * bytes + 63) / 64 * 64);
     uint32_t state = 1;
     if (!p) exit(1);
     for (size_t i = 0; i < n; i++) {
         state = state * 1664525u + 1013904223u;
         float f = (float)(int32_t)state * 0x1p-31f;
-        if (dtype == DPK_F32) {
+        if (dtype == DPK_S8) {
+            ((uint8_t *)p)[i] = (uint8_t)(state >> 24);
+        } else if (dtype == DPK_F32) {
             ((float *)p)[i] = f;
         } else if (dtype == DPK_BF16) {
             uint32_t u;
@@ -132,11 +165,40 @@ static struct dpk_tensor make_tensor(int dtype, struct dpk_shape shape) {
     return (struct dpk_tensor){make(dtype, (size_t)dpk_shape_count(&shape)), dtype, shape};
 }
 
+/* Types of a product. */
+struct types {
+    const char *name;
+    int x, w;
+    uint32_t flags;
+};
+static const struct types all_types[] = {
+    {"bf16", DPK_BF16, DPK_BF16, 0}, {"w8a8", DPK_BF16, DPK_S8, DPK_TENSOR_DYNAMIC},
+    {"s8", DPK_BF16, DPK_S8, 0},     {"s4", DPK_BF16, DPK_S4, 0},
+    {"bf16", DPK_F32, DPK_BF16, 0},  {"w8a8", DPK_F32, DPK_S8, DPK_TENSOR_DYNAMIC},
+    {"s8", DPK_F32, DPK_S8, 0},      {"s4", DPK_F32, DPK_S4, 0},
+    {"f32", DPK_F32, DPK_F32, 0},    {"f16", DPK_F32, DPK_F16, 0},
+};
+
+/* An array for `bytes` bytes of panels and, of quantized ones, their companions. */
+static void make_weight(struct dpk_weight *w, const struct types *types, size_t rows, size_t k) {
+    size_t g = (size_t)dpk_panel_group(types->w), taps = 1, channels = k;
+    if (w->shape.rank == 4) taps = 9, channels = k / 9;
+    size_t n = (rows + 15) / 16 * 16 * taps * ((channels + g - 1) / g * g);
+    w->dtype = types->w;
+    w->flags = types->flags;
+    w->data = make(types->w == DPK_S4 ? DPK_S8 : types->w, types->w == DPK_S4 ? n / 2 : n);
+    if (types->w == DPK_S4) w->group = channels % 64 ? 32 : 64;
+    if (types->w == DPK_S8 || types->w == DPK_S4) {
+        w->scale = make(DPK_F32, types->w == DPK_S8 ? rows : rows * k / (size_t)w->group);
+    }
+    if (types->w == DPK_S8) w->colsum = make(DPK_F32, rows);
+}
+
 /* Operands of a bench; the caller frees data pointers and scratch. Returns FLOPs. */
-static double set_up(const struct bench *b, int x_dtype, int w_dtype, struct dpk_op *op,
+static double set_up(const struct bench *b, const struct types *types, struct dpk_op *op,
                      struct dpk_call *call) {
-    int rows = b->glu ? 2 * b->n : b->n, side = b->m;
-    size_t weights, results;
+    int rows = b->glu ? 2 * b->n : b->n, side = b->m, x_dtype = types->x;
+    size_t results;
     struct dpk_weight *w = &call->wt[0];
     memset(op, 0, sizeof *op);
     memset(call, 0, sizeof *call);
@@ -150,7 +212,6 @@ static double set_up(const struct bench *b, int x_dtype, int w_dtype, struct dpk
         w->shape = (struct dpk_shape){2, {rows, b->k, 0, 0}};
         call->out = make_tensor(x_dtype, (struct dpk_shape){3, {1, b->m, b->n, 0}});
         if (b->residual) call->in[DPK_IN(linear, residual)] = make_tensor(x_dtype, call->out.shape);
-        weights = (size_t)(rows + 15) / 16 * 16 * (size_t)((b->k + 1) & ~1);
         results = (size_t)b->m * (size_t)rows * (size_t)b->k;
     } else {
         struct dpk_conv2d_attrs *attrs = (struct dpk_conv2d_attrs *)(void *)op->attr;
@@ -161,25 +222,38 @@ static double set_up(const struct bench *b, int x_dtype, int w_dtype, struct dpk
         w->shape = (struct dpk_shape){4, {b->n, 3, 3, b->k}};
         call->out = make_tensor(x_dtype, (struct dpk_shape){4, {1, side, side, b->n}});
         if (b->residual) call->in[DPK_IN(conv2d, residual)] = make_tensor(x_dtype, call->out.shape);
-        weights = (size_t)(rows + 15) / 16 * 16 * 9 * (size_t)((b->k + 1) & ~1);
         results = (size_t)side * (size_t)side * (size_t)rows * 9 * (size_t)b->k;
     }
-    w->dtype = w_dtype;
     w->layout = b->glu ? DPK_LAYOUT_PANEL_GLU : DPK_LAYOUT_PANEL;
-    w->data = make(w_dtype, weights);
+    make_weight(w, types, (size_t)rows, (size_t)b->k * (w->shape.rank == 4 ? 9 : 1));
     call->wt[1] = (struct dpk_weight){.dtype = DPK_F32, .shape = {1, {rows, 0, 0, 0}}};
     call->wt[1].data = make(DPK_F32, (size_t)rows);
     return 2.0 * (double)results;
 }
 
-static int run_bench(struct dpk_backend *be, const struct bench *b, int x_dtype, int w_dtype,
-                     double peak, bool first) {
+static void free_call(struct dpk_call *call) {
+    for (int i = 0; i < DPK_MAX_IN; i++) free(call->in[i].data);
+    for (int i = 0; i < 2; i++) {
+        free((void *)(uintptr_t)call->wt[i].data);
+        free((void *)(uintptr_t)call->wt[i].scale);
+        free((void *)(uintptr_t)call->wt[i].colsum);
+    }
+    free(call->out.data);
+    free(call->scratch);
+}
+
+/* *plain: milliseconds with bf16 weights, set by such a bench. */
+static int run_bench(struct dpk_backend *be, const struct bench *b, const struct types *types,
+                     double *peak, double *plain, bool first) {
+    int isa = ((struct dpk_cpu *)be)->isa;
     struct dpk_op op;
     struct dpk_call call;
     dpk_error err;
-    double best = 1e9, flops = set_up(b, x_dtype, w_dtype, &op, &call);
+    double best = 1e9, flops = set_up(b, types, &op, &call);
     size_t scratch = be->scratch_bytes(be, &call);
     int rc = DPK_OK;
+    double now = measure_peak(isa, types->flags ? DPK_S8 : types->x); /* clocks rise and fall */
+    if (now > *peak) *peak = now;
     call.scratch = aligned_alloc(64, (scratch + 64) / 64 * 64);
     for (int i = 0; i <= opt.repeat && rc == DPK_OK; i++) {
         double t = seconds();
@@ -188,28 +262,28 @@ static int run_bench(struct dpk_backend *be, const struct bench *b, int x_dtype,
         if (t < best) best = t;
     }
     if (rc != DPK_OK) fprintf(stderr, "%s: %s\n", b->name, err.msg);
-    double rate = flops / best * 1e-9, share = peak > 0 ? rate / peak / opt.threads : 0;
+    double rate = flops / best * 1e-9, share = *peak > 0 ? rate / *peak / opt.threads : 0;
+    if (types->w == DPK_BF16) *plain = best * 1e3;
+    double gain = *plain > 0 ? *plain / (best * 1e3) : 0;
+    const char *x = dpk_dtype_name(types->x);
     if (opt.json) {
         printf("%s\n  {\"name\": \"%s\", \"isa\": \"%s\", \"x\": \"%s\", \"w\": \"%s\", "
-               "\"threads\": %d, \"ms\": %.4f, \"gflops\": %.1f, \"peak\": %.1f, \"share\": %.3f}",
-               first ? "" : ",", b->name, be->detail, dpk_dtype_name(x_dtype),
-               dpk_dtype_name(w_dtype), opt.threads, best * 1e3, rate, peak * opt.threads, share);
+               "\"threads\": %d, \"ms\": %.4f, \"gflops\": %.1f, \"peak\": %.1f, "
+               "\"share\": %.3f, \"gain\": %.3f}",
+               first ? "" : ",", b->name, be->detail, x, types->name, opt.threads, best * 1e3, rate,
+               *peak * opt.threads, share, gain);
     } else {
-        printf("%-30s %4s x %-4s %9.3f ms %8.1f GFLOP/s  %.2f\n", b->name, dpk_dtype_name(x_dtype),
-               dpk_dtype_name(w_dtype), best * 1e3, rate, share);
+        printf("%-30s %4s x %-4s %9.3f ms %8.1f GFLOP/s  %.2f  x%.2f\n", b->name, x, types->name,
+               best * 1e3, rate, share, gain);
     }
     fflush(stdout);
-    for (int i = 0; i < DPK_MAX_IN; i++) free(call.in[i].data);
-    free((void *)(uintptr_t)call.wt[0].data);
-    free((void *)(uintptr_t)call.wt[1].data);
-    free(call.out.data);
-    free(call.scratch);
+    free_call(&call);
     return rc;
 }
 
 static int run_level(int isa, bool *first) {
-    static const int types[][2] = {
-        {DPK_BF16, DPK_BF16}, {DPK_F32, DPK_F32}, {DPK_F32, DPK_BF16}, {DPK_F32, DPK_F16}};
+    enum { N_TYPES = sizeof all_types / sizeof *all_types };
+    double peak[N_TYPES] = {0};
     struct dpk_backend *be;
     dpk_error err;
     int rc = dpk_cpu_create(&be, opt.threads, dpk_isa_name(isa), 0, &err);
@@ -217,16 +291,22 @@ static int run_level(int isa, bool *first) {
         fprintf(stderr, "%s\n", err.msg);
         return rc;
     }
-    for (size_t t = 0; t < sizeof types / sizeof types[0] && rc == DPK_OK; t++) {
-        /* Each level shows what its programs use: bf16 activations where it multiplies them. */
-        if ((types[t][0] == DPK_BF16) != (isa == DPK_ISA_AVX512BF16)) continue;
-        double peak = measure_peak(isa, types[t][0]);
-        if (!opt.json) printf("-- %s, peak %.1f GFLOP/s a thread\n", be->detail, peak);
-        for (size_t i = 0; i < sizeof benches / sizeof benches[0] && rc == DPK_OK; i++) {
-            if (opt.only && !strstr(benches[i].name, opt.only)) continue;
-            double now = measure_peak(isa, types[t][0]); /* clocks rise and fall during a run */
-            if (now > peak) peak = now;
-            rc = run_bench(be, &benches[i], types[t][0], types[t][1], peak, *first);
+    if (opt.no_dot) ((struct dpk_cpu *)be)->dot = false;
+    if (!opt.json) {
+        double f = measure_peak(isa, isa == DPK_ISA_AVX512BF16 ? DPK_BF16 : DPK_F32);
+        printf("-- %s, peaks a thread %.1f GFLOP/s, integers %.1f\n", be->detail, f,
+               measure_peak(isa, DPK_S8));
+    }
+    for (size_t i = 0; i < sizeof benches / sizeof benches[0] && rc == DPK_OK; i++) {
+        double plain = 0;
+        if (opt.only && !strstr(benches[i].name, opt.only)) continue;
+        for (size_t t = 0; t < N_TYPES && rc == DPK_OK; t++) {
+            const struct types *types = &all_types[t];
+            /* Each level shows what its programs use: bf16 activations where it multiplies them. */
+            if ((types->x == DPK_BF16) != (isa == DPK_ISA_AVX512BF16)) continue;
+            if (opt.types && !strstr(opt.types, types->name)) continue;
+            if (types->w == DPK_S4 && benches[i].k % 32) continue;
+            rc = run_bench(be, &benches[i], types, &peak[t], &plain, *first);
             *first = false;
         }
     }
@@ -242,6 +322,8 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "--json")) opt.json = true;
         else if (!strcmp(argv[i], "--isa") && value) opt.isa = argv[++i];
         else if (!strcmp(argv[i], "--only") && value) opt.only = argv[++i];
+        else if (!strcmp(argv[i], "--types") && value) opt.types = argv[++i];
+        else if (!strcmp(argv[i], "--no-dot")) opt.no_dot = true;
         else if (!strcmp(argv[i], "--threads") && value) opt.threads = atoi(argv[++i]);
         else if (!strcmp(argv[i], "--repeat") && value) opt.repeat = atoi(argv[++i]);
         else {

@@ -92,6 +92,9 @@ int dpk_conversion_open_checkpoint(struct dpk_conversion *c, dpk_error *err) {
                  o->source);
     DPK_TRY(dpk_tensors_open_member(&c->checkpoint, c->source, "", err));
     DPK_TRY(dpk_ldm_recognise(c->checkpoint, o->source, &c->family, err));
+    if (o->ema && !dpk_tensors_find(c->checkpoint, "model_ema.num_updates") &&
+        !dpk_tensors_find(c->checkpoint, "model_ema.decay"))
+        DPK_FAIL(err, DPK_EARG, "%s: no running averages (model_ema.) for --ema in it", o->source);
     if (!o->configs) goto done;
     DPK_TRY(dpk_source_open(&c->configs, o->configs, err));
     if (dpk_source_kind(c->configs) == DPK_SOURCE_FILE)
@@ -131,10 +134,6 @@ static int open_from_checkpoint(struct dpk_conversion *c, struct dpk_component *
         part->tensors = c->checkpoint;
         part->names = names;
         names->ema = c->options.ema && names->place == dpk_ldm_unet;
-        if (names->ema && !dpk_tensors_find(c->checkpoint, "model_ema.num_updates") &&
-            !dpk_tensors_find(c->checkpoint, "model_ema.decay"))
-            DPK_FAIL(err, DPK_EARG, "%s: no running averages (model_ema.) for --ema in it",
-                     c->options.source);
         goto done;
     }
     if (!c->configs)

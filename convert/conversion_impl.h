@@ -31,7 +31,8 @@ struct dpk_conversion {
 /* ---- Files (conversion_files.c) -------------------------------------------------------------- */
 
 /* Configs and tokenizers are in the model's folder. Those of a checkpoint are in the folder of
- * --config; what that does not have is built in, if anything is. `path` is of a diffusers folder. */
+ * --config; what that does not have is built in, if anything is. `path` is one of a diffusers
+ * folder. */
 bool dpk_conversion_has(const struct dpk_conversion *c, const char *path);
 int dpk_conversion_read(struct dpk_conversion *c, const char *path, char **data, size_t *n_bytes,
                         dpk_error *err);

@@ -67,6 +67,7 @@ static int refuse(struct dpk_tensors *t, const char *path, dpk_error *err) {
     static const struct {
         const char *prefix, *what;
     } known[] = {
+        {"edm_", "a checkpoint for the EDM noise schedule (Playground v2.5, CosXL)"},
         {"cond_stage_model.model.", "a Stable Diffusion 2.x checkpoint"},
         {"conditioner.embedders.0.model.", "an SDXL refiner checkpoint"},
         {"model.diffusion_model.joint_blocks.", "a Stable Diffusion 3 checkpoint"},
@@ -93,6 +94,7 @@ static int refuse(struct dpk_tensors *t, const char *path, dpk_error *err) {
 int dpk_ldm_recognise(struct dpk_tensors *t, const char *path, const struct dpk_ldm_family **family,
                       dpk_error *err) {
     *family = NULL;
+    if (has_prefix(t, "edm_")) return refuse(t, path, err); /* otherwise just like SDXL */
     if (has_prefix(t, "x_embedder.proj.") && has_prefix(t, "t_block.1.")) {
         *family = &pixart;
     } else if (has_prefix(t, UNET_PREFIX "input_blocks.0.0.")) {

@@ -29,7 +29,7 @@ struct rule {
     struct test test[MAX_TESTS];
     char *reason; /* owned: "line 3: skip 320 640" */
 };
-enum preset { PRESET_FILE, PRESET_DIFFUSION_FAST, PRESET_ALL, PRESET_NONE };
+enum preset { PRESET_FILE, PRESET_DIFFUSION_FAST, PRESET_ALL, PRESET_NONE, PRESET_AUTO };
 struct dpk_filter {
     int preset;
     char id[32];
@@ -144,6 +144,9 @@ bool dpk_filter_decide(const struct dpk_filter *f, const struct dpk_filter_layer
     case PRESET_NONE:
         *reason = "no layers";
         return false;
+    case PRESET_AUTO:
+        *reason = "if it gains";
+        return true;
     default:
         break;
     }
@@ -344,14 +347,15 @@ done:
 
 int dpk_filter_open(struct dpk_filter **out, const char *spec, dpk_error *err) {
     static const char *const presets[] = {
-        [PRESET_DIFFUSION_FAST] = "diffusion-fast", [PRESET_ALL] = "all", [PRESET_NONE] = "none"};
+        [PRESET_DIFFUSION_FAST] = "diffusion-fast", [PRESET_ALL] = "all", [PRESET_NONE] = "none",
+        [PRESET_AUTO] = "auto"};
     struct dpk_stream s = {.fd = -1};
     char *text = NULL;
     size_t n_bytes;
     dpk_error why = {0};
     int rc = DPK_OK;
     *out = NULL;
-    for (int i = PRESET_DIFFUSION_FAST; i <= PRESET_NONE; i++) {
+    for (int i = PRESET_DIFFUSION_FAST; i <= PRESET_AUTO; i++) {
         if (strcmp(spec, presets[i]) != 0) continue;
         struct dpk_filter *f = calloc(1, sizeof *f);
         if (!f) DPK_FAIL(err, DPK_ENOMEM, "filter %s: no memory", spec);
@@ -362,7 +366,7 @@ int dpk_filter_open(struct dpk_filter **out, const char *spec, dpk_error *err) {
     }
     if (dpk_stream_open(&s, spec, &why) != DPK_OK)
         DPK_FAIL(err, DPK_EARG,
-                 "filter %s: neither diffusion-fast, all nor none, nor a file: %.300s", spec,
+                 "filter %s: neither diffusion-fast, all, none nor auto, nor a file: %.300s", spec,
                  why.msg);
     DPK_TRY(dpk_stream_load(&s, MAX_FILE, &text, &n_bytes, err));
     DPK_TRY(dpk_filter_parse(out, spec, text, n_bytes, err));

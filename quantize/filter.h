@@ -7,6 +7,7 @@
  *                   1x1 convolutions with 128 among (in, out), by the same rule. Text encoders and
  *                   other 1x1 convolutions are left alone
  *   all, none       every layer; no layer
+ *   auto            every layer, for dpk_measure_shapes to leave those alone that do not gain
  * A filter file has one rule a line; `#` begins a comment. The first rule that matches a layer
  * decides; a layer that no rule matches is quantized.
  *   quantize WHAT...    skip WHAT...      all of WHAT must hold:

@@ -1,4 +1,4 @@
-/* The text-to-image loop: a picture to start from, text, setup, then network and sampler in turn, then the decoder. */
+/* The loop: a picture to start from, text, setup, then network and sampler in turn, the decoder. */
 #include "guide.h"
 #include "job_impl.h"
 #include "resize.h"

@@ -4,6 +4,7 @@
 #include "../formats/fail.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,36 +74,64 @@ static void pass(const struct taps *t, uint32_t channels, uint32_t to, uint32_t 
                 int64_t sum = 1 << (BITS - 1);
                 for (uint32_t k = 0; k < t->count[i]; k++, p += in_step) sum += (int64_t)*p * w[k];
                 sum >>= BITS;
-                out[line * out_line + i * out_step + c] =
-                    (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
+                out[line * out_line + i * out_step + c] = (uint8_t)(sum < 0     ? 0
+                                                                    : sum > 255 ? 255
+                                                                                : sum);
             }
+}
+
+/* Along lines, or along columns, to `to` places a line. */
+static int resize_lines(const uint8_t *in, uint32_t w, uint32_t h, uint32_t channels, uint8_t *out,
+                        uint32_t to, dpk_error *err) {
+    int rc = DPK_OK;
+    struct taps t = {0};
+    DPK_TRY(make_taps(&t, w, to, err));
+    pass(&t, channels, to, h, in, (size_t)w * channels, channels, out, (size_t)to * channels,
+         channels);
+done:
+    free_taps(&t);
+    return rc;
+}
+
+static int resize_columns(const uint8_t *in, uint32_t w, uint32_t h, uint32_t channels,
+                          uint8_t *out, uint32_t to, dpk_error *err) {
+    int rc = DPK_OK;
+    struct taps t = {0};
+    const size_t row = (size_t)w * channels;
+    DPK_TRY(make_taps(&t, h, to, err));
+    pass(&t, channels, to, w, in, channels, row, out, channels, row);
+done:
+    free_taps(&t);
+    return rc;
 }
 
 int dpk_resize_lanczos(const uint8_t *in, uint32_t in_w, uint32_t in_h, uint32_t channels,
                        uint8_t *out, uint32_t out_w, uint32_t out_h, dpk_error *err) {
     int rc = DPK_OK;
-    struct taps across = {0}, down = {0};
-    const size_t in_row = (size_t)in_w * channels, out_row = (size_t)out_w * channels;
     uint8_t *between = NULL;
-    const uint8_t *narrow = in; /* [in_h,out_w] */
-    if (in_w != out_w) {
-        uint8_t *to = out;
-        if (in_h != out_h) to = between = malloc(in_h * out_row);
-        if (!to) DPK_FAIL(err, DPK_ENOMEM, "picture: no memory to resize %ux%u", in_w, in_h);
-        DPK_TRY(make_taps(&across, in_w, out_w, err));
-        pass(&across, channels, out_w, in_h, in, in_row, channels, to, out_row, channels);
-        narrow = to;
-    }
-    if (in_h != out_h) {
-        DPK_TRY(make_taps(&down, in_h, out_h, err));
-        pass(&down, channels, out_h, out_w, narrow, channels, out_row, out, channels, out_row);
-    } else if (narrow != out) {
-        memcpy(out, narrow, out_h * out_row);
+    const int64_t less_w = (int64_t)in_w - out_w, less_h = (int64_t)in_h - out_h;
+    /* Bytes are rounded between the passes, so their order shows: this is Pillow 13's. */
+    const bool columns_first = less_h > 0 && less_h > 2 * less_w;
+    if (!less_w && !less_h) {
+        memcpy(out, in, (size_t)in_w * in_h * channels);
+    } else if (!less_h) {
+        DPK_TRY(resize_lines(in, in_w, in_h, channels, out, out_w, err));
+    } else if (!less_w) {
+        DPK_TRY(resize_columns(in, in_w, in_h, channels, out, out_h, err));
+    } else {
+        between = malloc((size_t)(columns_first ? in_w : out_w) * (columns_first ? out_h : in_h) *
+                         channels);
+        if (!between) DPK_FAIL(err, DPK_ENOMEM, "picture: no memory to resize %ux%u", in_w, in_h);
+        if (columns_first) {
+            DPK_TRY(resize_columns(in, in_w, in_h, channels, between, out_h, err));
+            DPK_TRY(resize_lines(between, in_w, out_h, channels, out, out_w, err));
+        } else {
+            DPK_TRY(resize_lines(in, in_w, in_h, channels, between, out_w, err));
+            DPK_TRY(resize_columns(between, out_w, in_h, channels, out, out_h, err));
+        }
     }
 done:
     free(between);
-    free_taps(&across);
-    free_taps(&down);
     return rc;
 }
 

@@ -27,6 +27,8 @@ enum dpk_cli_kind {
     CLI_TEXT,  /* const char *: the argument, borrowed */
     CLI_COUNT, /* uint32_t: a whole number from 1 */
     CLI_REAL,  /* float: a finite number, not negative */
+    CLI_EXACT, /* double: the same */
+    CLI_BYTES, /* uint64_t: a whole number, with K, M or G behind it of 2^10, 2^20, 2^30 */
     CLI_LIST,  /* struct dpk_cli_list: may repeat */
 };
 struct dpk_cli_list {

@@ -12,12 +12,14 @@
 #include <unistd.h>
 
 struct request {
-    const char *path, *out, *latents, *trace;
+    const char *path, *out, *latents, *trace, *init, *mask;
     struct dpk_cli_list prompts, seeds;
     uint64_t *seed_numbers; /* [seeds.n] */
     dpk_session_options options;
     dpk_params params;
-    bool quiet;
+    bool quiet, no_binning, weights;
+    struct dpk_png init_picture;
+    struct dpk_png mask_picture; /* its rgb begins with one byte a pixel after read_pictures */
 };
 
 static int set_error(dpk_error *err, const char *what, const char *path) {
@@ -102,6 +104,23 @@ static int read_latents(const char *path, const dpk_info *info, float **latents,
     return rc;
 }
 
+/* The picture to start from, and the mask made grey (ITU-R 601, as Pillow rounds it). */
+static int read_pictures(struct request *q, dpk_error *err) {
+    enum { MOST = 1 << 28 };
+    struct dpk_png *init = &q->init_picture, *mask = &q->mask_picture;
+    dpk_params *p = &q->params;
+    int rc = q->init ? dpk_png_read(init, q->init, MOST, err) : DPK_OK;
+    if (!rc && q->mask) rc = dpk_png_read(mask, q->mask, MOST, err);
+    if (rc) return rc;
+    for (size_t i = 0; i < (size_t)mask->width * mask->height; i++) {
+        const uint8_t *c = mask->rgb + 3 * i;
+        mask->rgb[i] = (uint8_t)((19595u * c[0] + 38470u * c[1] + 7471u * c[2] + 0x8000) >> 16);
+    }
+    p->init = init->rgb, p->init_width = init->width, p->init_height = init->height;
+    p->mask = mask->rgb, p->mask_width = mask->width, p->mask_height = mask->height;
+    return DPK_OK;
+}
+
 /* ---- Pictures ----------------------------------------------------------------------------- */
 
 static const char *base_name(const char *path) {
@@ -111,8 +130,8 @@ static const char *base_name(const char *path) {
 
 static int write_picture(const struct request *q, const dpk_model *model, const dpk_info *info,
                          const dpk_images *images, uint32_t index, dpk_error *err) {
-    char seed[24], steps[16], guidance[32], rescale[32], sum[24], place[32];
-    struct dpk_png_text texts[16];
+    char seed[24], steps[16], guidance[32], rescale[32], strength[32], sum[24], place[32];
+    struct dpk_png_text texts[24];
     size_t n = 0;
     const dpk_params *p = &q->params;
     const char *name = dpk_model_meta(model, "model.name");
@@ -121,6 +140,7 @@ static int write_picture(const struct request *q, const dpk_model *model, const 
     snprintf(steps, sizeof steps, "%u", info->steps);
     snprintf(guidance, sizeof guidance, "%.9g", (double)info->guidance);
     snprintf(rescale, sizeof rescale, "%.9g", (double)p->guidance_rescale);
+    snprintf(strength, sizeof strength, "%.17g", p->strength);
     snprintf(sum, sizeof sum, "%016llx", (unsigned long long)dpk_model_sum(model));
     snprintf(place, sizeof place, "%u of %u", index, images->n);
 #define TEXT(k, v) texts[n++] = (struct dpk_png_text){(char *)(k), (char *)(v)}
@@ -133,6 +153,12 @@ static int write_picture(const struct request *q, const dpk_model *model, const 
     TEXT("scheduler", p->scheduler ? p->scheduler : info->scheduler);
     if (p->rng == DPK_RNG_CUDA) TEXT("rng", "cuda");
     if (q->latents) TEXT("latents", base_name(q->latents));
+    if (q->init) TEXT("init", base_name(q->init));
+    if (q->init) TEXT("strength", strength);
+    if (q->mask) TEXT("mask", base_name(q->mask));
+    if (p->no_binning) TEXT("binning", "off");
+    if (p->long_prompt == DPK_LONG_CHUNKS) TEXT("long_prompt", "chunks");
+    if (p->prompt_weights) TEXT("prompt_weights", "on");
     TEXT("model", name && *name ? name : base_name(q->path));
     TEXT("model_sum", sum);
     if (images->n > 1) TEXT("picture", place); /* its noise depends on its place in the batch */
@@ -155,6 +181,11 @@ static int show_progress(void *arg, const dpk_progress *p) {
     return 0;
 }
 
+static void show_notice(void *arg, const char *line) {
+    const struct request *q = arg;
+    if (!q->quiet) fprintf(stderr, "diffpak: %s\n", line);
+}
+
 static int paint(struct request *q, dpk_error *err) {
     dpk_model *model = NULL;
     dpk_session *session = NULL;
@@ -166,9 +197,11 @@ static int paint(struct request *q, dpk_error *err) {
     dpk_cli_bar_start(&bar, q->quiet);
     q->params.progress = show_progress, q->params.progress_arg = &bar;
     if (q->trace) q->params.trace = write_trace, q->params.trace_arg = &tracer;
+    q->params.notice = show_notice, q->params.notice_arg = q;
     int rc = check_folder(q->out, err);
     if (!rc && q->trace && mkdir(q->trace, 0777) && errno != EEXIST)
         rc = set_error(err, "cannot make the folder", q->trace);
+    if (!rc) rc = read_pictures(q, err);
     if (!rc) rc = dpk_model_open(&model, q->path, err);
     if (!rc) rc = dpk_session_create(&session, model, &q->options, err);
     if (!rc) rc = dpk_session_plan(session, &q->params, &info, err);
@@ -189,7 +222,7 @@ static int paint(struct request *q, dpk_error *err) {
 /* ---- Arguments ---------------------------------------------------------------------------- */
 
 static int read_arguments(int argc, char **argv, struct request *q) {
-    const char *rng = "cpu", *limit = NULL;
+    const char *rng = "cpu", *long_prompt = "truncate";
     const char *const names[] = {"MODEL.dpk"};
     dpk_params *p = &q->params;
     uint32_t threads = 0;
@@ -208,7 +241,13 @@ static int read_arguments(int argc, char **argv, struct request *q) {
         {"--batch", NULL, CLI_COUNT, &p->images_per_prompt},
         {"--threads", NULL, CLI_COUNT, &threads},
         {"--backend", NULL, CLI_TEXT, &q->options.backend},
-        {"--memory-limit", NULL, CLI_TEXT, &limit},
+        {"--memory-limit", NULL, CLI_BYTES, &q->options.memory_limit},
+        {"--init", NULL, CLI_TEXT, &q->init},
+        {"--strength", NULL, CLI_EXACT, &p->strength},
+        {"--mask", NULL, CLI_TEXT, &q->mask},
+        {"--no-binning", NULL, CLI_FLAG, &q->no_binning},
+        {"--long-prompt", NULL, CLI_TEXT, &long_prompt},
+        {"--prompt-weights", NULL, CLI_FLAG, &q->weights},
         {"--latents", NULL, CLI_TEXT, &q->latents},
         {"--trace", NULL, CLI_TEXT, &q->trace},
         {"--quiet", "-q", CLI_FLAG, &q->quiet},
@@ -218,8 +257,9 @@ static int read_arguments(int argc, char **argv, struct request *q) {
     if (!q->out) return dpk_cli_usage(argv[0], "-o OUT.png is missing");
     if (strcmp(rng, "cpu") && strcmp(rng, "cuda"))
         return dpk_cli_usage(argv[0], "--rng %s: want cpu or cuda", rng);
-    if (limit && !dpk_cli_u64(limit, &q->options.memory_limit))
-        return dpk_cli_usage(argv[0], "--memory-limit %s: want bytes", limit);
+    if (strcmp(long_prompt, "truncate") && strcmp(long_prompt, "chunks"))
+        return dpk_cli_usage(argv[0], "--long-prompt %s: want truncate or chunks", long_prompt);
+    if (q->mask && !q->init) return dpk_cli_usage(argv[0], "--mask without --init");
     q->seed_numbers = calloc(q->seeds.n + 1, sizeof *q->seed_numbers);
     if (!q->seed_numbers) return dpk_cli_usage(argv[0], "no memory for the arguments");
     for (uint32_t i = 0; i < q->seeds.n; i++)
@@ -229,6 +269,8 @@ static int read_arguments(int argc, char **argv, struct request *q) {
     p->prompts = q->prompts.at, p->n_prompts = q->prompts.n;
     p->seeds = q->seed_numbers, p->n_seeds = q->seeds.n;
     q->options.threads = (int)threads;
+    p->long_prompt = strcmp(long_prompt, "chunks") ? DPK_LONG_TRUNCATE : DPK_LONG_CHUNKS;
+    p->no_binning = q->no_binning, p->prompt_weights = q->weights;
     return CLI_GOOD;
 }
 
@@ -237,6 +279,7 @@ int dpk_cli_generate(int argc, char **argv) {
     dpk_error err = {0};
     int status = read_arguments(argc, argv, &q);
     if (!status && paint(&q, &err)) status = dpk_cli_fail(&err);
+    dpk_png_free(&q.init_picture), dpk_png_free(&q.mask_picture);
     free(q.seed_numbers);
     free(q.prompts.at);
     free(q.seeds.at);

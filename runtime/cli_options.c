@@ -38,9 +38,30 @@ static int append(const char *command, struct dpk_cli_list *list, const char *va
     return CLI_GOOD;
 }
 
+static bool read_real(const char *text, double *out) {
+    char *end;
+    *out = strtod(text, &end);
+    return end != text && !*end && isfinite(*out) && *out >= 0;
+}
+
+static bool read_bytes(const char *text, uint64_t *out) {
+    static const char units[] = "KMG";
+    char digits[32];
+    size_t n = strlen(text);
+    const char *unit = n ? strchr(units, text[n - 1] & ~32) : NULL;
+    if (!unit || !*unit) return dpk_cli_u64(text, out);
+    if (n > sizeof digits) return false;
+    memcpy(digits, text, n - 1);
+    digits[n - 1] = 0;
+    int shift = 10 * (int)(unit - units + 1);
+    if (!dpk_cli_u64(digits, out) || *out > UINT64_MAX >> shift) return false;
+    *out <<= shift;
+    return true;
+}
+
 static int set_option(const char *command, const struct dpk_cli_option *o, const char *value) {
     uint64_t whole;
-    char *end;
+    double real;
     switch (o->kind) {
     case CLI_FLAG:
         *(bool *)o->to = true;
@@ -56,9 +77,18 @@ static int set_option(const char *command, const struct dpk_cli_option *o, const
         *(uint32_t *)o->to = (uint32_t)whole;
         return CLI_GOOD;
     case CLI_REAL:
-        *(float *)o->to = strtof(value, &end);
-        if (end == value || *end || !isfinite(*(float *)o->to) || *(float *)o->to < 0)
+        if (!read_real(value, &real) || !isfinite((float)real))
             return dpk_cli_usage(command, "%s %s: want a number from 0", o->name, value);
+        *(float *)o->to = (float)real;
+        return CLI_GOOD;
+    case CLI_EXACT:
+        if (!read_real(value, o->to))
+            return dpk_cli_usage(command, "%s %s: want a number from 0", o->name, value);
+        return CLI_GOOD;
+    case CLI_BYTES:
+        if (!read_bytes(value, o->to))
+            return dpk_cli_usage(command, "%s %s: want bytes, as 3000000, 512M or 4G", o->name,
+                                 value);
         return CLI_GOOD;
     }
     return CLI_USAGE;

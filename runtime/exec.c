@@ -3,6 +3,7 @@
  * Under AddressSanitizer the arena of a CPU is forbidden ground but for the operands, the result
  * and the scratch of the operator that runs: an operator that strays from them is found at once. */
 #include "exec.h"
+#include "paging.h"
 
 #include "../formats/fail.h"
 
@@ -99,7 +100,9 @@ int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_e
                 guard_open(call->in[k].data, s->values[p->ops[i].in[k]].bytes);
         guard_open(call->out.data, s->values[p->n_inputs + i].bytes);
         guard_open(call->scratch, s->scratch_bytes[i]);
+        if (s->once) dpk_paging_ask(plan, s, i + 1);
         DPK_TRY(plan->backend->run(plan->backend, call, err));
+        if (s->once) dpk_paging_drop(plan, s, i);
         if (hook && hook->after(hook->arg, plan, stage, i))
             DPK_FAIL(err, DPK_ECANCELLED, "%s: stopped by the caller", p->name);
     }

@@ -199,6 +199,7 @@ int dpk_job_plan(struct dpk_job *job, struct dpk_session *session, const dpk_par
     DPK_TRY(dpk_job_plan_text(job, err));
     DPK_TRY(plan_network(job, err));
     DPK_TRY(dpk_plan_place(&job->plan, err));
+    dpk_session_page(session, &job->plan, job->step);
     cut_host(job);
     const struct dpk_plan_stage *s = job->plan.stages;
     job->work_total = s[job->text].work + s[job->setup].work +

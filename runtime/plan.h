@@ -54,6 +54,7 @@ struct dpk_plan_stage {
     uint32_t n_checks;
     struct dpk_cost *costs; /* [n_ops] */
     double work;            /* an estimate of time, to share a progress bar by */
+    bool once;              /* let go of weights behind each operator (dpk_paging_drop) */
 };
 
 struct dpk_plan {

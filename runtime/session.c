@@ -58,6 +58,12 @@ void dpk_session_free(dpk_session *session) {
 
 const char *dpk_session_describe(const dpk_session *session) { return session->description; }
 
+void dpk_session_page(const struct dpk_session *session, struct dpk_plan *plan, uint32_t often) {
+    bool maps = !strcmp(session->backend->name, "cpu"); /* others copied the weights */
+    for (uint32_t i = 0; i < plan->n_stages; i++)
+        plan->stages[i].once = session->memory_limit && maps && i != often;
+}
+
 int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
                      const char *what, dpk_error *err) {
     int rc = DPK_OK;

@@ -42,6 +42,10 @@ const char *dpk_parse_number(const char *text, double *out);
 int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uint32_t steps,
                        double strength, struct dpk_schedule **schedule, dpk_error *err);
 
+/* With a memory limit, on the CPU: mark all stages of the plan but `often` (DPK_NONE: none) as ones
+ * whose weights are let go of behind each operator. */
+void dpk_session_page(const struct dpk_session *session, struct dpk_plan *plan, uint32_t often);
+
 /* Check the plan's arena and host_bytes against the limit, take the arena, bind the plan to it.
  * Errors: DPK_ENOMEM. what: "generate 1024x1024", for the message. */
 int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,

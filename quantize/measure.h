@@ -18,6 +18,16 @@ enum { DPK_MEASURE_MAX_PROMPTS = 64 };
 /* Called often; what: "unquantized, prompt 1 of 2, step 3 of 8". Non-zero stops: DPK_ECANCELLED. */
 typedef int dpk_measure_progress(void *arg, const char *what, double fraction);
 
+/* spec: how many of the built-in prompts ("1" .. "8"), or a file of them, one a line.
+ * Errors: DPK_EARG, DPK_EIO, DPK_ENOMEM. */
+struct dpk_prompts {
+    uint32_t n;
+    const char *at[DPK_MEASURE_MAX_PROMPTS];
+    char *text; /* owned */
+};
+int dpk_prompts_open(struct dpk_prompts *p, const char *spec, dpk_error *err);
+void dpk_prompts_free(struct dpk_prompts *p); /* also of a zeroed struct */
+
 struct dpk_measure_options {
     const char *const *prompts; /* [n_prompts], one picture each, seeds 0, 1, ... */
     uint32_t n_prompts;
@@ -102,7 +112,8 @@ int dpk_alone_measure(struct dpk_alone *a, const char *before, const char *after
                       struct dpk_layers *layers, const struct dpk_budget *budget,
                       uint64_t file_bytes, const struct dpk_measure_options *options,
                       dpk_error *err);
-void dpk_alone_free(struct dpk_alone *a); /* also of a zeroed struct */
+void dpk_alone_free(struct dpk_alone *a);              /* also of a zeroed struct */
+double dpk_alone_psnr(const struct dpk_alone_unit *u); /* of u->error; INFINITY: no difference */
 
 /* ---- Shapes -------------------------------------------------------------------------------- */
 

@@ -345,6 +345,8 @@ done:
     return rc;
 }
 
+double dpk_alone_psnr(const struct dpk_alone_unit *u) { return dpk_quality_psnr(u->error, 2); }
+
 void dpk_alone_free(struct dpk_alone *a) {
     free(a->unit);
     free(a->order);

@@ -3,6 +3,7 @@
 #include "../formats/atomic_file.h"
 #include "../formats/fail.h"
 #include "../formats/utf8.h"
+#include "html.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -90,12 +91,13 @@ void dpk_report_summary(FILE *out, const struct dpk_report_subject *subject,
     if (t.worst)
         fprintf(out, "error    weights %.1f dB below the signal; worst layer %.1f dB: %s\n",
                 t.sqnr_db, dpk_sqnr_db(t.worst->signal, t.worst->noise), t.worst->name);
+    dpk_card_text(out, subject, layers);
 }
 
 /* ---- JSON ------------------------------------------------------------------------------------ */
 
 /* s: UTF-8, or any bytes of a path: those that are no UTF-8 become U+FFFD. */
-static void put_string(FILE *out, const char *s) {
+void dpk_report_put_string(FILE *out, const char *s) {
     size_t n = strlen(s);
     fputc('"', out);
     while (n > 0) {
@@ -110,7 +112,7 @@ static void put_string(FILE *out, const char *s) {
     fputc('"', out);
 }
 
-static void put_number(FILE *out, double v) {
+void dpk_report_put_number(FILE *out, double v) {
     if (isfinite(v)) fprintf(out, "%.6g", v);
     else fputs("null", out);
 }
@@ -118,12 +120,12 @@ static void put_number(FILE *out, double v) {
 /* The members that every list of layers has, without the braces. */
 static void put_decision(FILE *out, const struct dpk_layer *l) {
     fputs("\"name\":", out);
-    put_string(out, l->name);
+    dpk_report_put_string(out, l->name);
     fprintf(out,
             ",\"kind\":\"%s\",\"in\":%" PRId64 ",\"out\":%" PRId64 ",\"rows\":%" PRIu64
             ",\"quantized\":%s,\"reason\":",
             dpk_layer_kind_name(l->kind), l->in, l->out, l->rows, l->quantized ? "true" : "false");
-    put_string(out, l->reason);
+    dpk_report_put_string(out, l->reason);
 }
 
 void dpk_report_decisions(FILE *out, const struct dpk_layers *layers) {
@@ -142,25 +144,27 @@ void dpk_report_json(FILE *out, const struct dpk_report_subject *subject,
     char scheme[32];
     double noise = 0;
     fputs("{\"source\":", out);
-    put_string(out, subject->source_path);
+    dpk_report_put_string(out, subject->source_path);
     fprintf(out, ",\"source_sum\":\"%016" PRIx64 "\"", subject->source_sum);
     if (subject->model) {
         fputs(",\"model\":", out);
-        put_string(out, subject->model);
+        dpk_report_put_string(out, subject->model);
     }
     fprintf(out, ",\"scheme\":\"%s\"", dpk_scheme_text(subject->scheme, scheme));
     if (subject->scheme->kind != DPK_SCHEME_INT4_WEIGHT)
         fprintf(out, ",\"convention\":\"%s\"", dpk_convention_name(subject->scheme->convention));
     fputs(",\"filter\":", out);
-    put_string(out, subject->filter_id);
+    dpk_report_put_string(out, subject->filter_id);
     fprintf(out,
             ",\"file_bytes\":{\"before\":%" PRIu64 ",\"after\":%" PRIu64
             "},\n\"totals\":{\"layers\":%zu,\"quantized\":%zu,\"bytes_before\":%" PRIu64
             ",\"bytes_after\":%" PRIu64 ",\"bits_per_weight\":%.4f,\"sqnr_db\":",
             subject->file_before, subject->file_after, t.n_layers, t.n_quantized, t.bytes_before,
             t.bytes_after, t.bits);
-    put_number(out, t.sqnr_db);
-    fputs("},\n\"layers\":[", out);
+    dpk_report_put_number(out, t.sqnr_db);
+    fputc('}', out);
+    dpk_card_json(out, subject, layers);
+    fputs(",\n\"layers\":[", out);
     for (size_t i = 0; i < layers->n; i++)
         if (layers->layer[i].quantized) noise += layers->layer[i].noise;
     for (size_t i = 0; i < layers->n; i++) {
@@ -168,31 +172,37 @@ void dpk_report_json(FILE *out, const struct dpk_report_subject *subject,
         fputs(i ? ",\n{" : "\n{", out);
         put_decision(out, l);
         fputs(",\"source\":", out);
-        put_string(out, l->source);
+        dpk_report_put_string(out, l->source);
         fprintf(out, ",\"bytes_before\":%" PRIu64 ",\"bytes_after\":%" PRIu64, l->bytes_before,
                 l->bytes_after);
         if (l->quantized) {
             if (l->group) fprintf(out, ",\"group\":%d", l->group);
             fputs(",\"sqnr_db\":", out);
-            put_number(out, dpk_sqnr_db(l->signal, l->noise));
+            dpk_report_put_number(out, dpk_sqnr_db(l->signal, l->noise));
             fputs(",\"share_of_error\":", out);
-            put_number(out, noise > 0 ? l->noise / noise : NAN);
+            dpk_report_put_number(out, noise > 0 ? l->noise / noise : NAN);
+            dpk_card_json_layer(out, subject, i);
         }
         fputc('}', out);
     }
     fputs("\n]}\n", out);
 }
 
-int dpk_report_write_json(const char *path, const struct dpk_report_subject *subject,
-                          const struct dpk_layers *layers, dpk_error *err) {
+int dpk_report_write(const char *path, const struct dpk_report_subject *subject,
+                     const struct dpk_layers *layers, dpk_error *err) {
     struct dpk_atomic_file file = {.fd = -1};
     char *text = NULL;
     size_t n_bytes = 0;
     FILE *memory = open_memstream(&text, &n_bytes);
     int rc = DPK_OK;
     if (!memory) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for the report", path);
-    dpk_report_json(memory, subject, layers);
-    if (fclose(memory) != 0) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for the report", path);
+    const size_t n = strlen(path);
+    if (n > 5 && strcmp(path + n - 5, ".html") == 0)
+        rc = dpk_html_page(memory, subject, layers, err);
+    else dpk_report_json(memory, subject, layers);
+    const bool whole = fclose(memory) == 0;
+    if (rc != DPK_OK) goto done;
+    if (!whole) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for the report", path);
     DPK_TRY(dpk_atomic_open(&file, path, err));
     rc = dpk_atomic_write(&file, text, n_bytes, err);
     rc = dpk_atomic_close(&file, rc, err);

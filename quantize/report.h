@@ -2,7 +2,7 @@
 #ifndef DPK_REPORT_H
 #define DPK_REPORT_H
 
-#include "layers.h"
+#include "measure.h"
 
 #include <stdio.h>
 
@@ -31,6 +31,10 @@ struct dpk_report_subject {
     const struct dpk_scheme *scheme;
     const char *filter_id;
     uint64_t file_before, file_after; /* bytes; after 0: not written */
+    /* What was measured; NULL: not. */
+    const struct dpk_measure *measure;
+    const struct dpk_alone *alone;
+    const struct dpk_timed_shapes *timed;
 };
 
 /* A few lines: layers, sizes, error of the weights. */
@@ -40,8 +44,22 @@ void dpk_report_summary(FILE *out, const struct dpk_report_subject *subject,
  * and share of the total error (null where nothing was lost). */
 void dpk_report_json(FILE *out, const struct dpk_report_subject *subject,
                      const struct dpk_layers *layers);
-/* To a file, which appears whole or not at all. Errors: DPK_EIO, DPK_ENOMEM. */
-int dpk_report_write_json(const char *path, const struct dpk_report_subject *subject,
-                          const struct dpk_layers *layers, dpk_error *err);
+/* To a file, which appears whole or not at all: a page if its name ends in .html, else JSON.
+ * Errors: DPK_EIO, DPK_ENOMEM. */
+int dpk_report_write(const char *path, const struct dpk_report_subject *subject,
+                     const struct dpk_layers *layers, dpk_error *err);
+
+/* What was measured: lines for people, nothing if nothing was. */
+void dpk_card_text(FILE *out, const struct dpk_report_subject *subject,
+                   const struct dpk_layers *layers);
+
+/* ---- For card_json.c ------------------------------------------------------------------------ */
+
+void dpk_report_put_string(FILE *out, const char *s); /* quoted; any bytes */
+void dpk_report_put_number(FILE *out, double v);      /* null if it is not finite */
+/* What was measured: members that follow others in an object; and those of layer i. */
+void dpk_card_json(FILE *out, const struct dpk_report_subject *subject,
+                   const struct dpk_layers *layers);
+void dpk_card_json_layer(FILE *out, const struct dpk_report_subject *subject, size_t i);
 
 #endif

@@ -138,6 +138,9 @@ static int add_provenance(struct rewrite *r) {
     DPK_TRY(dpk_writer_pair(r->w, "quant.layers", text, r->err));
     snprintf(text, sizeof text, "%.3f", weights ? 8.0 * (double)bytes / (double)weights : 0.0);
     DPK_TRY(dpk_writer_pair(r->w, "quant.bits", text, r->err));
+    for (size_t i = 0; i < r->options->n_pairs; i++)
+        DPK_TRY(dpk_writer_pair(r->w, r->options->pairs[i].key, r->options->pairs[i].value,
+                                r->err));
 done:
     return rc;
 }

@@ -17,11 +17,16 @@
  * DPK_ECANCELLED. out_path NULL: nothing is written, errors of quantization are measured all the
  * same.
  * Errors: DPK_EFORMAT (damage, a weight that is not finite), DPK_EIO, DPK_ENOMEM, DPK_EARG. */
+struct dpk_rewrite_pair {
+    const char *key, *value;
+};
 struct dpk_rewrite_options {
     const struct dpk_scheme *scheme;
     const char *filter_id;
     int (*progress)(void *arg, uint64_t done, uint64_t total);
     void *progress_arg;
+    const struct dpk_rewrite_pair *pairs; /* [n_pairs] more metadata */
+    size_t n_pairs;
 };
 int dpk_rewrite(const struct dpk_file *f, const char *out_path, struct dpk_layers *layers,
                 const struct dpk_rewrite_options *options, dpk_error *err);

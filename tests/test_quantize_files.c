@@ -530,7 +530,7 @@ static void test_report(void **state) {
                                                .scheme = &scheme,
                                                .filter_id = dpk_filter_id(filter),
                                                .file_before = f.file_bytes};
-    CHECK(dpk_report_write_json(path, &subject, &l, &err));
+    CHECK(dpk_report_write(path, &subject, &l, &err));
     size_t n;
     cJSON *json;
     uint8_t *text = get_file(path, &n);
@@ -558,7 +558,7 @@ static void test_report(void **state) {
     assert_true(dpk_sqnr_db(t.worst->signal, t.worst->noise) <= t.sqnr_db);
     cJSON_Delete(json);
     free(text);
-    assert_int_equal(dpk_report_write_json(in_dir(*state, "none/x.json"), &subject, &l, &err),
+    assert_int_equal(dpk_report_write(in_dir(*state, "none/x.json"), &subject, &l, &err),
                      DPK_EIO);
     dpk_layers_free(&l);
     dpk_file_close(&f);

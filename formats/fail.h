@@ -12,7 +12,8 @@
 
 #include "dpk_error.h"
 
-/* Fill `err` (may be NULL); returns `code`. A message longer than the buffer is cut. */
+/* Fill `err` (may be NULL); returns `code`. A message longer than the buffer is cut; control
+ * characters and bytes that are not UTF-8 become question marks. */
 int dpk_error_set(dpk_error *err, int code, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

@@ -281,6 +281,15 @@ static int run_bench(struct dpk_backend *be, const struct bench *b, const struct
     return rc;
 }
 
+/* Is `name` in a list with commas? */
+static bool listed(const char *list, const char *name) {
+    size_t n = strlen(name);
+    for (const char *p = list; (p = strstr(p, name)); p += n) {
+        if ((p == list || p[-1] == ',') && (!p[n] || p[n] == ',')) return true;
+    }
+    return false;
+}
+
 static int run_level(int isa, bool *first) {
     enum { N_TYPES = sizeof all_types / sizeof *all_types };
     double peak[N_TYPES] = {0};
@@ -304,7 +313,7 @@ static int run_level(int isa, bool *first) {
             const struct types *types = &all_types[t];
             /* Each level shows what its programs use: bf16 activations where it multiplies them. */
             if ((types->x == DPK_BF16) != (isa == DPK_ISA_AVX512BF16)) continue;
-            if (opt.types && !strstr(opt.types, types->name)) continue;
+            if (opt.types && !listed(opt.types, types->name)) continue;
             if (types->w == DPK_S4 && benches[i].k % 32) continue;
             rc = run_bench(be, &benches[i], types, &peak[t], &plain, *first);
             *first = false;

@@ -75,15 +75,19 @@ static long source_row(int layout, long r, long n) {
     return r % 16 < 8 ? f : n / 2 + f;
 }
 
-void *test_pack_weight(int dtype, int layout, const struct dpk_shape *shape, const float *w,
-                       size_t *n_bytes) {
-    size_t g = dtype == DPK_F32 ? 1 : 2, taps = 1, c;
+/* Either w or q is given. */
+static void *pack(int dtype, int layout, const struct dpk_shape *shape, const float *w,
+                  const int8_t *q, size_t *n_bytes) {
+    size_t g = dtype == DPK_F32 ? 1 : dtype == DPK_S8 ? 4 : dtype == DPK_S4 ? 8 : 2, taps = 1, c;
     size_t n = (size_t)shape->dim[0];
     size_t panels = layout == DPK_LAYOUT_PANEL_GLU ? (n / 2 + 7) / 8 : (n + 15) / 16;
     if (shape->rank == 4) taps = (size_t)shape->dim[1] * (size_t)shape->dim[2];
     c = (size_t)shape->dim[shape->rank - 1];
     size_t c_padded = (c + g - 1) / g * g, k_padded = taps * c_padded;
-    *n_bytes = panels * 16 * k_padded * test_dtype_bytes(dtype);
+    size_t values = panels * 16 * k_padded;
+    *n_bytes = dtype == DPK_S4   ? values / 2
+               : dtype == DPK_S8 ? values
+                                 : values * test_dtype_bytes(dtype);
     void *out = test_guard_alloc(*n_bytes);
     memset(out, 0, *n_bytes);
     for (size_t r = 0; r < panels * 16; r++) {
@@ -93,11 +97,25 @@ void *test_pack_weight(int dtype, int layout, const struct dpk_shape *shape, con
             for (size_t i = 0; i < c; i++) {
                 size_t k = tap * c_padded + i;
                 size_t at = (r / 16 * (k_padded / g) + k / g) * 16 * g + r % 16 * g + k % g;
-                put(dtype, out, at, w[((size_t)from * taps + tap) * c + i]);
+                size_t source = ((size_t)from * taps + tap) * c + i;
+                uint8_t *bytes = out;
+                if (dtype == DPK_S4) bytes[at / 2] |= (uint8_t)((q[source] & 15) << at % 2 * 4);
+                else if (dtype == DPK_S8) bytes[at] = (uint8_t)q[source];
+                else put(dtype, out, at, w[source]);
             }
         }
     }
     return out;
+}
+
+void *test_pack_weight(int dtype, int layout, const struct dpk_shape *shape, const float *w,
+                       size_t *n_bytes) {
+    return pack(dtype, layout, shape, w, NULL, n_bytes);
+}
+
+void *test_pack_integers(int dtype, int layout, const struct dpk_shape *shape, const int8_t *q,
+                         size_t *n_bytes) {
+    return pack(dtype, layout, shape, NULL, q, n_bytes);
 }
 
 uint32_t test_random(uint32_t *state) {

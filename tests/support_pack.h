@@ -24,6 +24,10 @@ float *test_decode_array(int dtype, const void *p, size_t n); /* malloc */
 void *test_pack_weight(int dtype, int layout, const struct dpk_shape *shape, const float *w,
                        size_t *n_bytes);
 
+/* The same of integers, for DPK_S8 and DPK_S4 (values -8 .. 7). */
+void *test_pack_integers(int dtype, int layout, const struct dpk_shape *shape, const int8_t *q,
+                         size_t *n_bytes);
+
 /* Deterministic random numbers. */
 uint32_t test_random(uint32_t *state);
 int test_random_int(uint32_t *state, int lo, int hi); /* lo .. hi, both included */

@@ -127,7 +127,8 @@ int dpk_component_want(struct dpk_component *c, const char *name, int rank, cons
     dpk_component_find(c, name, dim[0], part);
     struct dpk_tensor_info *t = part->info;
     if (!t)
-        DPK_FAIL(err, DPK_EFORMAT, "%s: tensor %s is missing (wanted %s)", c->prefix, name,
+        DPK_FAIL(err, DPK_EFORMAT, "%s: tensor %s is missing%s (wanted %s)", c->prefix, name,
+                 c->names && c->names->ema ? " among the running averages" : "",
                  shape_text(rank, dim, want));
     if (!same_shape(part, rank, dim))
         DPK_FAIL(err, DPK_EFORMAT, "%s: tensor %s: found %s %s, wanted %s", c->prefix, t->name,

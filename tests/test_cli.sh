@@ -84,6 +84,20 @@ fails 2 "dtype" "$bin/diffpak-convert" models/shapes-xl -o "$tmp/x.dpk" --dtype 
 fails 2 "." "$bin/diffpak-convert"
 fails 2 "." "$bin/diffpak"
 
+# checkpoints in one file, LoRA
+single=tests/data/single/tiny-sd15.safetensors
+lora=tests/data/lora/sd15_old/pytorch_lora_weights.safetensors
+works "$bin/diffpak-convert" "$single" --config tests/data/tiny-sd15 --lora "$lora:0.5" --lora="$lora" -o "$tmp/single.dpk"
+works "$bin/diffpak" verify "$tmp/single.dpk"
+rm -f "$tmp/single.dpk"
+fails 1 "vocab.json is missing.*--config" "$bin/diffpak-convert" "$single" -o "$tmp/single.dpk"
+fails 1 "running averages" "$bin/diffpak-convert" "$single" --config tests/data/tiny-sd15 --ema -o "$tmp/single.dpk"
+fails 1 "made for another base model" "$bin/diffpak-convert" tests/data/tiny-sdxl --lora "$lora" --lora-partial -o "$tmp/single.dpk"
+fails 1 "match no layer.*--lora-partial" "$bin/diffpak-convert" tests/data/tiny-ssd1b --lora tests/data/lora/sdxl_kohya/sdxl_kohya.safetensors -o "$tmp/single.dpk"
+works "$bin/diffpak-convert" tests/data/tiny-ssd1b --lora tests/data/lora/sdxl_kohya/sdxl_kohya.safetensors --lora-partial -o "$tmp/partial.dpk"
+fails 2 "want FILE or FILE:SCALE" "$bin/diffpak-convert" tests/data/tiny-sd15 --lora "$lora:1e999" -o "$tmp/single.dpk"
+absent "$tmp/single.dpk"
+
 # bad sources
 mkdir "$tmp/empty"
 fails 1 "model_index.json" "$bin/diffpak-convert" "$tmp/empty" -o "$tmp/x.dpk"

@@ -228,7 +228,7 @@ static void test_running_averages(void **state) {
     o.configs = model;
     o.ema = true;
     o.source = make_checkpoint(*state, "e.safetensors", model, sd_naming, 0, mark);
-    refuse(&o, DPK_EFORMAT, "unet: tensor ");
+    refuse(&o, DPK_EFORMAT, "is missing among the running averages");
     struct tensor_file *f = tensor_file_new();
     const struct dpk_component *part;
     for (int i = 0; (part = dpk_conversion_component(folder, i)); i++)

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -366,6 +367,79 @@ static void test_partial_configs(void **state) {
     dpk_conversion_close(folder);
 }
 
+/* ---- Real sizes ------------------------------------------------------------------------------ */
+
+/* The header of a checkpoint of the folder's model, and a hole for its weights. */
+static const char *make_hollow(const char *dir, const char *model, const struct naming *naming) {
+    const struct dpk_convert_options o = {.source = model, .dtype = DPK_F16, .random = true};
+    const char *path = in_dir(dir, "hollow.safetensors");
+    struct dpk_conversion *c = convert(&o);
+    const struct dpk_component *part;
+    struct dpk_names names = {.vae_levels = 4};
+    struct dpk_place place;
+    uint64_t at = 0;
+    size_t n;
+    char *header = NULL;
+    FILE *f = open_memstream(&header, &n);
+    assert_non_null(f);
+    fprintf(f, "{\"__metadata__\":{}");
+    for (int i = 0; (part = dpk_conversion_component(c, i)); i++) {
+        const struct naming *m = naming;
+        while (strcmp(m->component, part->prefix) != 0) m++;
+        for (uint64_t k = 0; k < part->n_tensors; k++) {
+            const struct dpk_asked *a = &part->asked[k];
+            uint64_t dim[4], bytes = 2;
+            memcpy(dim, a->dim, sizeof dim);
+            assert_true(m->place(&names, a->name, 0, &place));
+            if (place.part > 0) continue; /* of a fused one that is there */
+            dim[0] *= (uint64_t)place.n_parts;
+            if (place.transposed) dim[0] = a->dim[1], dim[1] = a->dim[0];
+            fprintf(f, ",\"%s%s\":{\"dtype\":\"F16\",\"shape\":[", m->prefix, place.name);
+            for (int d = 0; d < a->rank; d++) {
+                fprintf(f, "%s%llu", d ? "," : "", (unsigned long long)dim[d]);
+                bytes *= dim[d];
+            }
+            fprintf(f, "],\"data_offsets\":[%llu,%llu]}", (unsigned long long)at,
+                    (unsigned long long)(at + bytes));
+            at += bytes;
+        }
+    }
+    fprintf(f, "}");
+    assert_int_equal(fclose(f), 0);
+    put_safetensors(path, header, NULL, 0);
+    assert_int_equal(truncate(path, (off_t)(8 + n + at)), 0);
+    free(header);
+    dpk_conversion_close(c);
+    return path;
+}
+
+/* With nothing but a vocabulary the built-in configs do, and every tensor has its place. */
+static void test_real_sizes(void **state) {
+    static const struct {
+        const char *model, *family;
+        const struct naming *naming;
+        uint64_t n_params[4]; /* text encoders, denoiser, autoencoder */
+    } all[] = {
+        {"sd-v1-5", "Stable Diffusion 1.x", sd_naming, {123060480, 859520964, 83653863}},
+        {"sdxl-base-1.0", "SDXL", xl_naming, {123060480, 694659840, 2567463684, 83653863}},
+        {"ssd-1b", "SSD-1B", xl_naming, {123060480, 694659840, 1331334404, 83653863}},
+    };
+    const char *vocab = "tests/data/configs/sdxl-base-1.0/tokenizer";
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        char model[128];
+        struct dpk_convert_options o = {.dtype = DPK_BF16, .configs = vocab};
+        snprintf(model, sizeof model, "tests/data/configs/%s", all[i].model);
+        o.source = make_hollow(*state, model, all[i].naming);
+        struct dpk_conversion *c = convert(&o);
+        const struct dpk_component *part;
+        assert_string_equal(dpk_builder_meta_get(dpk_conversion_builder(c), "source.checkpoint"),
+                            all[i].family);
+        for (int k = 0; (part = dpk_conversion_component(c, k)); k++)
+            assert_int_equal(part->n_params, all[i].n_params[k]);
+        dpk_conversion_close(c);
+    }
+}
+
 /* ---- Refused --------------------------------------------------------------------------------- */
 
 static void test_refused(void **state) {
@@ -519,6 +593,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_vae_file, scratch_setup, scratch_teardown),
         cmocka_unit_test(test_built_in_configs),
         cmocka_unit_test_setup_teardown(test_partial_configs, scratch_setup, scratch_teardown),
+        cmocka_unit_test_setup_teardown(test_real_sizes, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_refused, scratch_setup, scratch_teardown),
         cmocka_unit_test_setup_teardown(test_incomplete, scratch_setup, scratch_teardown),
     };

@@ -16,6 +16,12 @@ static void advise(const struct dpk_file *f, uint32_t tensor, int advice) {
     if (begin < end) madvise((void *)begin, end - begin, advice);
 }
 
+static bool has_weights(const struct dpk_op *op) {
+    for (int k = 0; k < DPK_MAX_WT; k++)
+        if (op->wt[k] != DPK_NONE) return true;
+    return false;
+}
+
 static void advise_op(const struct dpk_file *f, const struct dpk_op *op, int advice) {
     for (int k = 0; k < DPK_MAX_WT; k++) {
         if (op->wt[k] == DPK_NONE) continue;
@@ -33,5 +39,11 @@ void dpk_paging_ask(const struct dpk_plan *plan, const struct dpk_plan_stage *st
 }
 
 void dpk_paging_drop(const struct dpk_plan *plan, const struct dpk_plan_stage *stage, uint32_t op) {
-    advise_op(plan->file, &stage->program->ops[op], MADV_DONTNEED);
+    const struct dpk_op *ops = stage->program->ops;
+    advise_op(plan->file, &ops[op], MADV_DONTNEED);
+    if (!has_weights(&ops[op])) return;
+    /* Where a page is read the system maps some around it as well: with the first of these weights
+     * the last of those before, which lie beside them, have come back. */
+    while (op > 0 && !has_weights(&ops[op - 1])) op--;
+    if (op > 0) advise_op(plan->file, &ops[op - 1], MADV_DONTNEED);
 }

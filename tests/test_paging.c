@@ -149,7 +149,8 @@ static void test_operators_let_go(void **state) {
     printf("%d layers of %.1f MB: %.1f MB resident, %.1f MB when let go of\n", LAYERS,
            (double)LAYER_BYTES / 1e6, (double)all / 1e6, (double)few / 1e6);
     assert_true(all >= LAYERS * LAYER_BYTES * 95 / 100);
-    assert_true(few <= 2 * LAYER_BYTES);
+    /* One layer, and what the system maps around the pages that are read. */
+    assert_true(few <= LAYER_BYTES + (4u << 20));
     assert_memory_equal(with, without, sizeof with);
     for (int i = 0; i < ROWS * WIDTH; i++) assert_true(isfinite(with[i]));
 }

@@ -33,6 +33,7 @@ static const char help[] =
     "      every checksum and rule\n"
     "  diffpak run      MODEL.dpk text|denoise|decode|encode --in NAME=FILE.npy ...\n"
     "                   --out NAME=FILE.npy ... [--threads N] [--backend cpu|cuda]\n"
+    "                   [--memory-limit BYTES[K|M|G]]\n"
     "      one component on given arrays (images and latents NHWC)\n"
     "  diffpak tokens   MODEL.dpk PROMPT [--json]\n"
     "      ids of each tokenizer, padded as the model takes them\n"

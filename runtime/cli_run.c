@@ -100,8 +100,11 @@ int dpk_cli_run(int argc, char **argv) {
     uint32_t threads = 0;
     bool quiet = false;
     const struct dpk_cli_option options[] = {
-        {"--in", NULL, CLI_LIST, &q.in},          {"--out", NULL, CLI_LIST, &q.out},
-        {"--threads", NULL, CLI_COUNT, &threads}, {"--backend", NULL, CLI_TEXT, &q.options.backend},
+        {"--in", NULL, CLI_LIST, &q.in},
+        {"--out", NULL, CLI_LIST, &q.out},
+        {"--threads", NULL, CLI_COUNT, &threads},
+        {"--backend", NULL, CLI_TEXT, &q.options.backend},
+        {"--memory-limit", NULL, CLI_BYTES, &q.options.memory_limit},
         {"--quiet", "-q", CLI_FLAG, &quiet},
     };
     dpk_error err = {0};

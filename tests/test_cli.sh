@@ -55,6 +55,23 @@ want = {"prompt", "seed", "steps", "guidance", "scheduler", "model"}
 sys.exit(0 if want <= keys else print("missing", want - keys) or 1)
 E2
 
+# from a picture; prompts that are long or have weights; memory
+works "$bin/diffpak" generate "$model" -p "a blue star" -o "$tmp/i.png" --init "$tmp/a.png" --strength 0.7 --steps 3
+works "$bin/diffpak" generate "$model" -p "a blue star" -o "$tmp/i.png" --init "$tmp/a.png" --mask "$tmp/c.png" --strength 1 --steps 2 --width 96 --height 64
+long="a red circle, a blue star, a green heart, a pink ring, a white cross, a black square"
+"$bin/diffpak" generate "$model" -p "$long, $long, $long, $long" -o "$tmp/l.png" --steps 1 2>"$tmp/err"
+grep -q "the prompt has .* ignored" "$tmp/err" && ok "$(cat "$tmp/err")" || bad "a long prompt: $(cat "$tmp/err")"
+"$bin/diffpak" generate "$model" -p "$long, $long, $long, $long" -o "$tmp/m.png" --steps 1 --long-prompt chunks 2>"$tmp/err"
+[ ! -s "$tmp/err" ] && ! cmp -s "$tmp/l.png" "$tmp/m.png" && ok "a long prompt in chunks" || bad "a long prompt in chunks: $(cat "$tmp/err")"
+works "$bin/diffpak" generate "$model" -p "a (red:1.4) circle" -o "$tmp/w.png" --steps 1 --prompt-weights --memory-limit 64M
+fails 1 "the mask is 96x64, the picture to start from is 128x128" "$bin/diffpak" generate "$model" -p "a" -o "$tmp/x.png" --init "$tmp/a.png" --mask "$tmp/i.png"
+fails 1 "nowhere.png" "$bin/diffpak" generate "$model" -p "a" -o "$tmp/x.png" --init "$tmp/nowhere.png"
+fails 1 "strength" "$bin/diffpak" generate "$model" -p "a" -o "$tmp/x.png" --init "$tmp/a.png" --strength 2
+fails 1 "needs .* bytes, the limit is 1048576" "$bin/diffpak" generate "$model" -p "a" -o "$tmp/x.png" --memory-limit 1M
+fails 2 "without --init" "$bin/diffpak" generate "$model" -p "a" -o "$tmp/x.png" --mask "$tmp/a.png"
+fails 2 "truncate or chunks" "$bin/diffpak" generate "$model" -p "a" -o "$tmp/x.png" --long-prompt some
+fails 2 "want bytes" "$bin/diffpak" generate "$model" -p "a" -o "$tmp/x.png" --memory-limit 5Q
+
 # numbers against the goldens
 works "$bin/diffpak" schedule "$model" --steps 30 --json
 python3 - "$tmp/out" <<'E2' && ok "30 Euler steps" || bad "30 Euler steps"

@@ -177,6 +177,7 @@ static int take_texts(struct dpk_png *p, const struct job *job) {
     p->texts = calloc((size_t)n + 1, sizeof *p->texts);
     if (!p->texts) DPK_FAIL(job->err, DPK_ENOMEM, "%s: out of memory", job->path);
     for (int i = 0; i < n; i++) {
+        if (!list[i].key[0]) continue; /* PNG wants a key; libpng lets it pass */
         struct dpk_png_text *t = &p->texts[p->n_texts++];
         int is_utf8 = list[i].compression >= PNG_ITXT_COMPRESSION_NONE;
         t->key = text_value(list[i].key, 0);

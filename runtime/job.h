@@ -2,9 +2,9 @@
  * dpk_generate runs all of them; `diffpak bench` times each.
  *
  * Rows: the text program runs on one row a prompt (or a row for each of its chunks), then one for
- * the negative prompt if that is encoded. The network runs on one row an image, with guidance twice:
- * all negative rows, then all positive ones, as diffusers orders them. Pictures are decoded one at a
- * time: a decoder needs far more memory for a picture than a step of the network. */
+ * the negative prompt if that is encoded. The network runs on one row an image, with guidance
+ * twice: all negative rows, then all positive ones, as diffusers orders them. Pictures are decoded
+ * one at a time: a decoder needs far more memory for a picture than a step of the network. */
 #ifndef DPK_JOB_H
 #define DPK_JOB_H
 

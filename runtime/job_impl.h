@@ -1,5 +1,5 @@
-/* What the files of a job share: sizes (job_size.c), prompts (job_text.c), the picture to start from
- * (job_image.c), and plan and memory of it all (job.c). Others use job.h. */
+/* What the files of a job share: sizes (job_size.c), prompts (job_text.c), the picture to start
+ * from (job_image.c), and plan and memory of it all (job.c). Others use job.h. */
 #ifndef DPK_JOB_IMPL_H
 #define DPK_JOB_IMPL_H
 

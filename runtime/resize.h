@@ -13,8 +13,8 @@
 int dpk_resize_lanczos(const uint8_t *in, uint32_t in_w, uint32_t in_h, uint32_t channels,
                        uint8_t *out, uint32_t out_w, uint32_t out_h, dpk_error *err);
 
-/* in [in_h,in_w,3] to out [out_h,out_w,3]: scaled alike in both directions until it covers the other
- * size (bilinear, corners not aligned, no smoothing where it shrinks), and the middle of that
+/* in [in_h,in_w,3] to out [out_h,out_w,3]: scaled alike in both directions until it covers the
+ * other size (bilinear, corners not aligned, no smoothing where it shrinks), and the middle of that
  * (diffusers' resize_and_crop_tensor). Takes no memory. */
 void dpk_resize_cover(const float *in, uint32_t in_w, uint32_t in_h, float *out, uint32_t out_w,
                       uint32_t out_h);

@@ -236,8 +236,8 @@ static int keep_last(void *arg, const dpk_array *a) {
     return 0;
 }
 
-/* With nothing to repaint the result is the picture's own latent, whatever the prompt; with all of it
- * the mask changes nothing. */
+/* With nothing to repaint the result is the picture's own latent, whatever the prompt; with all of
+ * it the mask changes nothing. */
 static void test_extreme_masks(void **state) {
     (void)state;
     enum { N = 8 * 8 * 4 };

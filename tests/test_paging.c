@@ -100,7 +100,7 @@ static uint64_t resident(void) {
     return sum;
 }
 
-/* ---- Operator by operator --------------------------------------------------------------------- */
+/* ---- Operator by operator ------------------------------------------------------------------ */
 
 static uint64_t peak;
 static int (*real_run)(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err);
@@ -155,7 +155,7 @@ static void test_operators_let_go(void **state) {
     for (int i = 0; i < ROWS * WIDTH; i++) assert_true(isfinite(with[i]));
 }
 
-/* ---- Sessions --------------------------------------------------------------------------------- */
+/* ---- Sessions ------------------------------------------------------------------------------ */
 
 /* What is left resident after a component ran in a session with this limit. */
 static uint64_t run_session(uint64_t limit, int expected, float *out) {

@@ -1,5 +1,5 @@
-/* Prompts that are too long, and prompts with weights: the syntax, the ids, and contexts and pictures
- * against transformers and diffusers (oracle_prompts.py made the goldens). */
+/* Prompts that are too long, and prompts with weights: the syntax, the ids, and contexts and
+ * pictures against transformers and diffusers (oracle_prompts.py made the goldens). */
 #include "../runtime/prompt.h"
 #include "../runtime/session.h"
 #include "support_golden.h"
@@ -140,7 +140,7 @@ static char *long_prompt(const char *rest) {
     return s;
 }
 
-/* One chunk of one part is what the tokenizer gives; more chunks hold the tokens that it cuts off. */
+/* One chunk of one part is what the tokenizer gives; more chunks hold the tokens it cuts off. */
 static void test_chunks_of_ids(void **state) {
     (void)state;
     const struct dpk_tokenizer *t = models[0]->tokenizers[0];

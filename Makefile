@@ -119,6 +119,8 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(
 	$(call say,LD $@)
 	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
 
+include tests/fuzz.mk
+
 # Scripts that test the built programs; they print their totals like the unit tests.
 TEST_SH := $(wildcard tests/test_*.sh)
 
@@ -132,8 +134,8 @@ test: deps
 	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
 
 # check: build and run the tests of one variant
-check: all $(TEST_BIN)
-	@BUILD=$(BUILD) tests/run.sh $(BUILD)/logs $(TEST_BIN) $(addprefix ./,$(TEST_SH))
+check: all $(TEST_BIN) $(FUZZ_BIN)
+	@BUILD=$(BUILD) tests/run.sh $(BUILD)/logs $(TEST_BIN) $(FUZZ_BIN) $(addprefix ./,$(TEST_SH))
 
 ## demo: install what is missing, build, convert models/shapes-xl and paint demo.png
 demo: deps

@@ -1,0 +1,32 @@
+# Fuzz targets: tests/fuzz_NAME.c, run by libFuzzer (`make fuzz`) or replayed over tests/corpus/NAME (`make test`).
+FUZZ_NAMES := $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c))
+FUZZ_BIN   := $(addprefix $(BUILD)/tests/replay_,$(FUZZ_NAMES))
+TIME       ?= 60
+FUZZ       ?= $(FUZZ_NAMES)
+FUZZ_LIBS   = $(TOOL_LIBS) -lz -lcmocka
+
+$(BUILD)/tests/replay_%: $(BUILD)/obj/tests/fuzz_%.o $(BUILD)/obj/tests/replay.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) $^ $(FUZZ_LIBS) -o $@
+
+$(BUILD)/tests/fuzz_%: $(BUILD)/obj/tests/fuzz_%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer $^ $(FUZZ_LIBS) -o $@
+
+# Makes tables of constants, which takes seconds where every comparison is recorded.
+$(BUILD)/obj/convert/pack_tokenizer_unicode.o: CFLAGS += $(if $(findstring fuzzer,$(SAN)),-fno-sanitize=fuzzer-no-link)
+
+## fuzz: libFuzzer on every target, TIME=60 seconds each (FUZZ=name for one); needs clang. Crashes are left in build/fuzz/
+fuzz:
+	@command -v clang >/dev/null || { echo "fuzz: needs clang and its compiler-rt"; exit 1; }
+	@$(MAKE) --no-print-directory BUILD=$(BUILD)/fuzz CC=clang SAN=address,undefined,fuzzer-no-link OPT=-O1 fuzz-run
+fuzz-run: $(addprefix $(BUILD)/tests/fuzz_,$(FUZZ))
+	@for n in $(FUZZ); do \
+	    mkdir -p $(BUILD)/corpus/$$n tests/corpus/$$n; echo "fuzz_$$n, $(TIME) s"; \
+	    ASAN_OPTIONS=allocator_may_return_null=1 $(BUILD)/tests/fuzz_$$n -max_total_time=$(TIME) -timeout=25 \
+	        -rss_limit_mb=3000 -max_len=65536 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/$$n- \
+	        $(BUILD)/corpus/$$n tests/corpus/$$n || exit 1; \
+	done
+.PHONY: fuzz fuzz-run

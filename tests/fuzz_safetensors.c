@@ -1,0 +1,72 @@
+/* safetensors files. First byte 0: the rest is the file. Else the rest is a header, the 8 bytes
+ * before it are made to fit, and a buffer of as many bytes as the largest number in it says (up to
+ * 64 KiB) follows. */
+#include "support_fuzz.h"
+
+#include "../formats/tensors.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static size_t largest_number(const uint8_t *text, size_t n) {
+    size_t largest = 0, number = 0;
+    for (size_t i = 0; i < n; i++) {
+        number = text[i] >= '0' && text[i] <= '9' ? number * 10 + text[i] - '0' : 0;
+        if (number > 65536) number = 0;
+        if (number > largest) largest = number;
+    }
+    return largest;
+}
+
+static void walk(const char *path, const uint8_t *data, size_t n_bytes) {
+    struct dpk_stream in = {0};
+    struct dpk_safetensors st = {0};
+    struct dpk_tensors *tensors = NULL;
+    dpk_error err;
+    int rc = dpk_stream_memory(&in, "fuzz", data, n_bytes, &err);
+    fuzz_check_error(rc, &err);
+    rc = dpk_st_open(&st, &in, &err);
+    fuzz_check_error(rc, &err);
+    uint64_t covered = 0;
+    for (size_t i = 0; rc == DPK_OK && i < st.n_tensors; i++) {
+        const struct dpk_st_tensor *t = &st.tensors[i];
+        fuzz_require(dpk_st_find(&st, t->name) == t, "each tensor is found by its name");
+        fuzz_require(t->offset == st.header_bytes + covered, "no hole and no overlap");
+        covered += t->n_bytes;
+    }
+    fuzz_require(rc != DPK_OK || st.header_bytes + covered == n_bytes, "the buffer ends the file");
+    int again = dpk_tensors_open_file(&tensors, path, &err);
+    fuzz_check_error(again, &err);
+    fuzz_require((again == DPK_OK) == (rc == DPK_OK) || rc == DPK_OK, "a file that was refused");
+    for (size_t i = 0; again == DPK_OK && i < dpk_tensors_count(tensors); i++) {
+        struct dpk_tensor_info *t = dpk_tensors_get(tensors, i);
+        float f[16];
+        size_t n = t->n_elements < 16 ? (size_t)t->n_elements : 16;
+        char shape[64];
+        dpk_tensor_shape_text(t, shape, sizeof shape);
+        rc = dpk_tensors_read_f32(tensors, t, t->n_elements - n, n, f, &err);
+        fuzz_check_error(rc, &err);
+    }
+    dpk_tensors_close(tensors);
+    dpk_st_close(&st);
+    dpk_stream_close(&in);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
+    if (n_bytes == 0) return 0;
+    bool raw = data[0] == 0;
+    size_t header = n_bytes - 1, buffer = raw ? 0 : largest_number(data + 1, header);
+    size_t n = raw ? header : 8 + header + buffer;
+    uint8_t *file = calloc(1, n ? n : 1);
+    if (!file) return 0;
+    if (raw) {
+        memcpy(file, data + 1, header);
+    } else {
+        for (int i = 0; i < 8; i++) file[i] = (uint8_t)((uint64_t)header >> 8 * i);
+        memcpy(file + 8, data + 1, header);
+        for (size_t i = 0; i < buffer; i++) file[8 + header + i] = (uint8_t)(i * 37);
+    }
+    walk(fuzz_file(0, file, n), file, n);
+    free(file);
+    return 0;
+}

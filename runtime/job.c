@@ -50,8 +50,8 @@ static int resolve_params(struct dpk_job *job, const dpk_params *params, dpk_err
     job->negative_zeros = !p->negative && rule && !strcmp(rule, "zeros");
     job->rows = job->n_images * (job->guided ? 2 : 1);
     job->text_rows = p->n_prompts + (job->guided && !job->negative_zeros);
-    DPK_TRY(dpk_model_schedule(m, p->scheduler, p->steps, p->init ? p->strength : 1,
-                               &job->schedule, err));
+    DPK_TRY(dpk_model_schedule(m, p->scheduler, p->steps, p->init ? p->strength : 1, &job->schedule,
+                               err));
     p->steps = job->schedule->steps;
     DPK_TRY(dpk_job_count_chunks(job, err));
 done:
@@ -93,8 +93,7 @@ done:
 
 static struct dpk_shape context_shape(const struct dpk_job *job) {
     const struct dpk_shape *s = &job->plan.stages[job->text].values[job->out_context].shape;
-    return dpk_job_shape(3, job->rows, (uint64_t)s->dim[1] * job->n_chunks, (uint64_t)s->dim[2],
-                         0);
+    return dpk_job_shape(3, job->rows, (uint64_t)s->dim[1] * job->n_chunks, (uint64_t)s->dim[2], 0);
 }
 
 static struct dpk_shape pooled_shape(const struct dpk_job *job) {
@@ -117,8 +116,7 @@ static int plan_network(struct dpk_job *job, dpk_error *err) {
     dpk_job_input(&in[n++], "mask", DPK_I32, dpk_job_shape(2, rows, length, 0, 0));
     dpk_job_input(&in[n++], "resolution", DPK_F32, dpk_job_shape(2, rows, 2, 0, 0));
     dpk_job_input(&in[n++], "aspect_ratio", DPK_F32, dpk_job_shape(2, rows, 1, 0, 0));
-    if (job->out_pooled != DPK_NONE)
-        dpk_job_input(&in[n++], "pooled", DPK_F32, pooled_shape(job));
+    if (job->out_pooled != DPK_NONE) dpk_job_input(&in[n++], "pooled", DPK_F32, pooled_shape(job));
     else dpk_job_input(&in[n++], "", DPK_F32, dpk_job_shape(1, 1, 0, 0, 0));
     DPK_TRY(dpk_plan_add(&job->plan, "setup", in, n, -1, &job->setup, err));
     DPK_TRY(dpk_plan_add(&job->plan, "step", in, n, (int)job->setup, &job->step, err));
@@ -158,7 +156,7 @@ void *dpk_job_cut_input(struct dpk_job *job, uint32_t stage_a, uint32_t stage_b,
 
 static void *cut_net(struct dpk_job *job, const char *name) {
     return dpk_job_cut_input(job, job->setup, job->step, job->net_in,
-                     sizeof job->net_in / sizeof *job->net_in, name);
+                             sizeof job->net_in / sizeof *job->net_in, name);
 }
 
 static void cut_host(struct dpk_job *job) {

@@ -29,12 +29,12 @@ struct dpk_job {
     /* Host buffers, one block. Those that the model does not take are NULL. */
     uint8_t *host;
     uint64_t host_bytes;
-    struct dpk_plan_input text_in[3];  /* ids, ids_2, mask */
+    struct dpk_plan_input text_in[3]; /* ids, ids_2, mask */
     /* [text_rows,n_chunks,L], [text_rows,n_chunks,L,D], [text_rows,P]; weights with
      * params.prompt_weights */
     int32_t *text_ids[2], *text_mask;
     float *text_weights, *text_context, *text_pooled;
-    struct dpk_plan_input net_in[9];   /* of setup and step; see enum */
+    struct dpk_plan_input net_in[9]; /* of setup and step; see enum */
     float *context, *pooled, *time_ids, *timesteps, *resolution, *aspect_ratio; /* [rows,...] */
     int32_t *mask, *step_index;
     float *latent; /* [rows,h,w,C] what the network sees */

@@ -70,8 +70,7 @@ static int resize(const struct dpk_job *job, const uint8_t *in, uint32_t channel
     const uint32_t w = job->paint_width, h = job->paint_height;
     *out = malloc((size_t)w * h * channels);
     if (!*out) DPK_FAIL(err, DPK_ENOMEM, "no memory for a picture of %ux%u", w, h);
-    DPK_TRY(
-        dpk_resize_lanczos(in, p->init_width, p->init_height, channels, *out, w, h, err));
+    DPK_TRY(dpk_resize_lanczos(in, p->init_width, p->init_height, channels, *out, w, h, err));
 done:
     return rc;
 }
@@ -100,8 +99,7 @@ done:
 
 void dpk_job_draw(struct dpk_job *job, uint32_t n, float *out) {
     const size_t pixels = (size_t)job->h * job->w, one = pixels * job->channels;
-    if (job->params.n_seeds <= 1)
-        dpk_random_normal(&job->random[0], DPK_F32, one * n, job->drawn);
+    if (job->params.n_seeds <= 1) dpk_random_normal(&job->random[0], DPK_F32, one * n, job->drawn);
     else
         for (uint32_t i = 0; i < n; i++)
             dpk_random_normal(&job->random[i], DPK_F32, one, job->drawn + i * one);

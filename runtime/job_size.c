@@ -15,8 +15,8 @@ static const char *read_bin(const char *s, double bin[3]) {
         s += *s != 0;
     }
     bool whole = bin[1] == floor(bin[1]) && bin[2] == floor(bin[2]);
-    bool fits = bin[1] >= 1 && bin[1] <= DPK_JOB_MAX_PIXELS && bin[2] >= 1 &&
-                bin[2] <= DPK_JOB_MAX_PIXELS;
+    bool fits =
+        bin[1] >= 1 && bin[1] <= DPK_JOB_MAX_PIXELS && bin[2] >= 1 && bin[2] <= DPK_JOB_MAX_PIXELS;
     return whole && fits && bin[0] > 0 ? s : NULL;
 }
 

@@ -128,8 +128,8 @@ static void note_cut(const struct dpk_job *job, uint32_t row, size_t n, size_t r
     if (n <= room || !p->notice) return;
     if (row < p->n_prompts && p->n_prompts > 1) snprintf(which, sizeof which, "prompt %u", row);
     else if (row < p->n_prompts) snprintf(which, sizeof which, "the prompt");
-    snprintf(line, sizeof line, "%s has %zu tokens, of which the last %zu are ignored", which,
-             n, n - room);
+    snprintf(line, sizeof line, "%s has %zu tokens, of which the last %zu are ignored", which, n,
+             n - room);
     p->notice(p->notice_arg, line);
 }
 

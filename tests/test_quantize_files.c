@@ -317,7 +317,8 @@ static void check_rewrite(const char *in, const char *out, const struct dpk_sche
     char text[32];
     dpk_error err;
     CHECK(dpk_filter_open(&filter, "all", &err));
-    const struct dpk_rewrite_options options = {scheme, dpk_filter_id(filter), NULL, NULL};
+    const struct dpk_rewrite_options options = {.scheme = scheme,
+                                                .filter_id = dpk_filter_id(filter)};
     CHECK(dpk_file_open(&a, in, &err));
     CHECK(dpk_layers_make(&l, &a, in, scheme, filter, &err));
     CHECK(dpk_rewrite(&a, out, &l, &options, &err));
@@ -391,7 +392,10 @@ static int run(const char *in, const char *out, int (*progress)(void *, uint64_t
     int rc = dpk_filter_open(&filter, "diffusion-fast", err);
     if (rc == DPK_OK) rc = dpk_file_open(&f, in, err);
     if (rc != DPK_OK) fail_msg("%s", err->msg);
-    const struct dpk_rewrite_options options = {&scheme, dpk_filter_id(filter), progress, arg};
+    const struct dpk_rewrite_options options = {.scheme = &scheme,
+                                                .filter_id = dpk_filter_id(filter),
+                                                .progress = progress,
+                                                .progress_arg = arg};
     rc = dpk_layers_make(&l, &f, in, &scheme, filter, err);
     if (rc == DPK_OK) rc = dpk_rewrite(&f, out, &l, &options, err);
     dpk_layers_free(&l);
@@ -523,7 +527,8 @@ static void test_report(void **state) {
     CHECK(dpk_filter_open(&filter, in_dir(*state, "rules"), &err));
     CHECK(dpk_file_open(&f, in, &err));
     CHECK(dpk_layers_make(&l, &f, in, &scheme, filter, &err));
-    const struct dpk_rewrite_options options = {&scheme, dpk_filter_id(filter), NULL, NULL};
+    const struct dpk_rewrite_options options = {.scheme = &scheme,
+                                                .filter_id = dpk_filter_id(filter)};
     CHECK(dpk_rewrite(&f, NULL, &l, &options, &err)); /* errors alone, no file */
     const struct dpk_report_subject subject = {.source_path = "a \"b\\c\xff.dpk",
                                                .source_sum = dpk_file_sum(&f),
@@ -558,8 +563,7 @@ static void test_report(void **state) {
     assert_true(dpk_sqnr_db(t.worst->signal, t.worst->noise) <= t.sqnr_db);
     cJSON_Delete(json);
     free(text);
-    assert_int_equal(dpk_report_write(in_dir(*state, "none/x.json"), &subject, &l, &err),
-                     DPK_EIO);
+    assert_int_equal(dpk_report_write(in_dir(*state, "none/x.json"), &subject, &l, &err), DPK_EIO);
     dpk_layers_free(&l);
     dpk_file_close(&f);
     dpk_filter_free(filter);

@@ -1,4 +1,4 @@
-/* Model folders. Byte 0 chooses a model and one of its JSON or text files (configs, index of shards,
+/* Model folders. Byte 0 chooses a model and one of its JSON or text files (configs, shard index,
  * tokenizer files), bit 7 drawn weights; the rest is what that file says instead. Then the whole
  * model is opened for conversion: recognised, read, planned. */
 #include "support_fuzz.h"

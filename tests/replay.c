@@ -1,7 +1,7 @@
 /* Runs a fuzz target without libFuzzer: replay_NAME [FILE|FOLDER]... replays files (default: those
  * of tests/corpus/NAME) as they are, then DPK_FUZZ_ROUNDS (default 200) mutations of each, the same
- * ones every time, but stops after ten seconds of that. Prints totals like a unit test. A hang is an
- * error after 60 seconds. */
+ * ones every time, but stops after ten seconds of that. Prints totals like a unit test. A hang is
+ * an error after 60 seconds. */
 #include "support_fuzz.h"
 
 #include <dirent.h>

@@ -14,7 +14,8 @@
 
 enum {
     /* Metadata written at the end may move the weights by pages: what a budget leaves for them. */
-    FRONT_RESERVE = 16384,
+    FRONT_RESERVE = 8192,
+    FRONT_A_SHAPE = 256,
     MAX_FIXED_PAIRS = 8,
     MAX_TEXT = 640,
 };
@@ -74,9 +75,9 @@ static int choose(struct making *m) {
     int rc = DPK_OK;
     if (!m->o->sensitivity && !m->o->budget) goto done;
     if (m->o->budget) DPK_TRY(dpk_budget_parse(&budget, m->o->budget, m->err));
-    DPK_TRY(dpk_alone_measure(&c->alone, m->o->input, m->candidate, &c->layers,
-                              m->o->budget ? &budget : NULL, size_of(m->candidate) + FRONT_RESERVE,
-                              &m->o->how, m->err));
+    DPK_TRY(dpk_alone_measure(
+        &c->alone, m->o->input, m->candidate, &c->layers, m->o->budget ? &budget : NULL,
+        size_of(m->candidate) + FRONT_RESERVE + FRONT_A_SHAPE * c->timed.n, &m->o->how, m->err));
     c->subject.alone = &c->alone;
     if (c->layers.n_quantized != before) DPK_TRY(rewrite(m, m->candidate));
 done:

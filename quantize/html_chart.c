@@ -49,7 +49,7 @@ static void widen(struct axis *a, double v, bool *any) {
 
 static void settle(struct axis *a, bool any) {
     if (!any) a->low = 0.001, a->high = 1;
-    if (a->high < a->low * 99) a->high = a->low * 100;
+    if (a->high < a->low * 99) a->low = a->high / 100;
     if (a->low < a->high * 1e-8) a->low = a->high * 1e-8;
 }
 
@@ -61,7 +61,7 @@ static void legend(FILE *out, const struct dpk_html_components *c, double y) {
         fprintf(out, "<text x=\"%.0f\" y=\"%.0f\">", x + 13, y);
         dpk_html_text_n(out, c->name[i], c->length[i] < 24 ? c->length[i] : 24);
         fputs("</text>\n", out);
-        x += 26 + 6.2 * (double)(c->length[i] < 24 ? c->length[i] : 24);
+        x += 24 + 6.8 * (double)(c->length[i] < 24 ? c->length[i] : 24);
         if (x > RIGHT - 60) break;
     }
 }
@@ -102,7 +102,7 @@ void dpk_html_chart_errors(FILE *out, const struct dpk_layers *layers, const str
 
 void dpk_html_chart_scatter(FILE *out, const struct dpk_layers *layers, const struct dpk_measure *m,
                             const struct dpk_html_components *c) {
-    struct axis x = {.low = INFINITY, .high = -INFINITY, .from = LEFT + 6, .to = RIGHT - 6};
+    struct axis x = {.low = INFINITY, .high = -INFINITY, .from = LEFT + 16, .to = RIGHT - 18};
     struct axis y = {.from = BOTTOM, .to = TOP, .log = true};
     bool any = false;
     for (size_t i = 0; i < layers->n; i++) {
@@ -143,8 +143,8 @@ void dpk_html_chart_scatter(FILE *out, const struct dpk_layers *layers, const st
 static void size_bar(FILE *out, const char *class, double y, double width, double bytes) {
     const double w = width > 0.5 ? width : 0.5;
     fprintf(out, "<rect class=\"%s\" x=\"%d\" y=\"%.0f\" width=\"%.1f\" height=\"13\"/>", class,
-            LEFT + 70, y, w);
-    fprintf(out, "<text x=\"%.1f\" y=\"%.0f\">", LEFT + 70 + w + 4, y + 10);
+            LEFT + 74, y, w);
+    fprintf(out, "<text x=\"%.1f\" y=\"%.0f\">", LEFT + 74 + w + 4, y + 10);
     dpk_html_bytes(out, bytes);
     fputs("</text>\n", out);
 }
@@ -167,11 +167,11 @@ void dpk_html_chart_sizes(FILE *out, const struct dpk_report_subject *subject,
     before[c->n] = (double)subject->file_before - sum_before;
     after[c->n] = file_after - sum_after;
     for (size_t i = 0; i <= c->n; i++) most = fmax(most, fmax(before[i], after[i]));
-    const double scale = (RIGHT - LEFT - 70 - 66) / most;
+    const double scale = (RIGHT - LEFT - 74 - 62) / most;
     begin_chart(out, (int)(c->n + 1) * 42 + 8, "Sizes before and after, by component");
     for (size_t i = 0; i <= c->n; i++) {
         const double y = 8 + 42 * (double)i;
-        fprintf(out, "<text class=\"end\" x=\"%d\" y=\"%.0f\">", LEFT + 64, y + 18);
+        fprintf(out, "<text class=\"end\" x=\"%d\" y=\"%.0f\">", LEFT + 68, y + 18);
         if (i < c->n) dpk_html_text_n(out, c->name[i], c->length[i] < 18 ? c->length[i] : 18);
         else fputs("all else", out);
         fputs("</text>\n", out);

@@ -78,11 +78,13 @@ enum dpk_tensor_flags {
     /* A 1x1 convolution in the source (rank 2, panels). For filters: computes as any linear. */
     DPK_TENSOR_CONV1X1 = 1,
     /* s8: rows of the operator's input are quantized to int8 as well, when it runs: per row
-     * s = max(|x|max, 1e-5) / 127, q = clamp(round(x / s), -127, 127). Without it the weights are
-     * widened and the product is one of floats. */
+     * s = max(|x|max, 1e-5) / 127, q = clamp(round(x / s), -127, 127). A row is what a row of the
+     * weight is multiplied with: of a concatenation both parts, of a convolution all taps of an
+     * output pixel, zeros in the padding. Without it the weights are widened and the product is one
+     * of floats. */
     DPK_TENSOR_DYNAMIC = 2,
-    /* With DYNAMIC, the other rule: s = max(|x|max / 127.5, 2^-23), q = clamp(round(x * (1 / s)),
-     * -128, 127). */
+    /* With DYNAMIC, the other rule: s = max(|x|max / 127.5, 2^-23), the quotient rounded to x's
+     * type, q = clamp(round(x * (1 / s)), -128, 127). */
     DPK_TENSOR_TORCHAO = 4,
 };
 struct dpk_tensor_record { /* 128 bytes */

@@ -62,6 +62,10 @@ int32_t dpk_plan_act_dtype(const struct dpk_backend *backend, const struct dpk_f
     int most = DPK_F32;
     for (int d = DPK_F32; d <= DPK_F16; d++)
         if (bytes[d] > bytes[most]) most = d;
+    if (bytes[most] == 0) { /* all of them quantized: what they were before */
+        const char *before = dpk_file_meta(file, "convert.dtype");
+        if (before && !strcmp(before, "bf16")) most = DPK_BF16;
+    }
     return backend->act_dtype(backend, most);
 }
 

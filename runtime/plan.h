@@ -108,7 +108,7 @@ uint32_t dpk_plan_find_output(const struct dpk_plan_stage *stage, const struct d
                               const char *name);
 
 /* The type that activations have with this backend and file: decided by the type that most of the
- * file's float matrices (by bytes) have. */
+ * file's float matrices (by bytes) have; where all are quantized, by metadata "convert.dtype". */
 int32_t dpk_plan_act_dtype(const struct dpk_backend *backend, const struct dpk_file *file);
 
 /* An estimate of an operator's time, in units of one floating-point operation. */

@@ -1,5 +1,5 @@
-/* What the tests of quantized products share: backends of every level, with and without dot products
- * of bytes, and rows that ask a quantizer's questions. */
+/* What the tests of quantized products share: backends of every level, with and without dot
+ * products of bytes, and rows that ask a quantizer's questions. */
 #ifndef SUPPORT_INT8_H
 #define SUPPORT_INT8_H
 

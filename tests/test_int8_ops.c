@@ -2,6 +2,7 @@
  * exact integer sums, double precision and goldens of torchao. */
 #include "../formats/tensors.h"
 #include "../quantize/quantizer.h"
+#include "../runtime/plan.h"
 #include "support_guard.h"
 #include "support_int8.h"
 #include "support_pack.h"
@@ -590,11 +591,30 @@ static void test_goldens(void **state) {
     dpk_tensors_close(goldens);
 }
 
+/* ---- Activations ----------------------------------------------------------------------------- */
+
+/* A file of which every matrix is quantized has the activations that it had before. */
+static void test_activations(void **state) {
+    static const char text[] = "\0convert.dtype\0bf16\0f32";
+    struct dpk_tensor_record tensor = {.dtype = DPK_S8, .layout = DPK_LAYOUT_PANEL, .bytes = 64};
+    struct dpk_pair pair = {1, 15};
+    struct dpk_file file = {.strings = text, .pairs = &pair, .n_tensors = 1, .tensors = &tensor};
+    const struct dpk_backend *be = int8_backends[2 * dpk_isa_best()][1];
+    if (!be) be = int8_backends[2 * dpk_isa_best() + 1][1];
+    (void)state;
+    assert_int_equal(dpk_plan_act_dtype(be, &file), DPK_F32);
+    file.n_pairs = 1;
+    assert_int_equal(dpk_plan_act_dtype(be, &file), be->act_dtype(be, DPK_BF16));
+    pair.value = 20;
+    assert_int_equal(dpk_plan_act_dtype(be, &file), DPK_F32);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_linear_random), cmocka_unit_test(test_linear_large),
         cmocka_unit_test(test_not_finite),    cmocka_unit_test(test_too_long),
         cmocka_unit_test(test_conv),          cmocka_unit_test(test_goldens),
+        cmocka_unit_test(test_activations),
     };
     return cmocka_run_group_tests(tests, int8_set_up, int8_tear_down);
 }

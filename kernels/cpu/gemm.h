@@ -90,8 +90,8 @@ static inline size_t dpk_gemm_quantized_bytes(const struct dpk_gemm *g, size_t n
 /* The larger of two magnitudes, NaN if either is. */
 static inline float dpk_larger(float a, float b) { return a > b || a != a ? a : b; }
 
-/* One group of columns, panels p .. p + n of the weight, as tiles and epilogue take it. scratch: the
- * strip's and the scales' bytes. */
+/* One group of columns, panels p .. p + n of the weight, as tiles and epilogue take it. scratch:
+ * dpk_gemm_columns_bytes. */
 struct dpk_gemm_columns {
     const void *b;
     bool scaled; /* the epilogue multiplies by scale */

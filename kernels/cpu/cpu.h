@@ -87,6 +87,7 @@ struct dpk_cpu {
     int isa;
     int act_dtype; /* 0: by level and file */
     bool dot;      /* use products of bytes in fours (dpk_isa_has_dot) */
+    bool direct;   /* no Winograd: for tests that compare */
     const struct dpk_kernels *k;
     struct dpk_pool *pool;
     size_t l1_bytes, l2_bytes, l3_bytes; /* data caches, per core for L1 and L2 */

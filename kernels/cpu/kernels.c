@@ -12,6 +12,7 @@ static const struct dpk_kernels table_ref = {
     .tile_f32_bf16 = {dpk_tile_f32_bf16_ref, DPK_MR_REF, DPK_NP_REF, DPK_A_FLOAT},
     .tile_f32_f16 = {dpk_tile_f32_f16_ref, DPK_MR_REF, DPK_NP_REF, DPK_A_FLOAT},
     .tile_bf16_bf16 = {dpk_tile_bf16_bf16_ref, DPK_MR_REF, DPK_NP_REF, DPK_A_FLOAT},
+    .tile_s16 = {dpk_tile_s16_ref, DPK_MR_REF, DPK_NP_REF},
     .tile_s8 = {dpk_tile_s8_ref, DPK_MR_REF, DPK_NP_REF, DPK_A_S8},
 #define DPK_KERNEL(member, type) .member = dpk_##member##_ref,
 #include "kernels.def"
@@ -49,6 +50,7 @@ static const struct dpk_kernels table_avx512 = {
 
 static const struct dpk_kernels table_avx512bf16 = {
     .tile_bf16_bf16 = {dpk_tile_bf16_bf16_avx512bf16, DPK_MR_AVX512, DPK_NP_AVX512, DPK_A_FLOAT},
+    .tile_s16 = {dpk_tile_s16_avx512bf16, DPK_MR_AVX512, DPK_NP_AVX512},
 #define DPK_KERNEL(member, type) .member = dpk_##member##_avx512bf16,
 #include "kernels.def"
 #undef DPK_KERNEL

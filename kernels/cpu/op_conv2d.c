@@ -9,6 +9,7 @@
  * magnitude, so that a row has one scale and sums stay integers. */
 #include "gemm.h"
 #include "ops_cpu.h"
+#include "winograd.h"
 
 #include "../../formats/fail.h"
 
@@ -175,9 +176,54 @@ static size_t zero_bytes(const struct conv *v) {
     return dpk_round_up(v->c * dpk_dtype_bytes(v->x_dtype), 64);
 }
 
+/* Is this one for Winograd? Then its sizes. Only where activations are bfloat16: direct products
+ * of float32 are exact to 1e-7, and meant to be. */
+static bool describe_winograd(const struct dpk_cpu *cpu, const struct dpk_call *call,
+                              struct dpk_wino *wino) {
+    const struct dpk_tensor *x = &call->in[DPK_IN(conv2d, x)];
+    const struct dpk_weight *w = &call->wt[DPK_WT(conv2d, w)];
+    const struct dpk_conv2d_attrs *a = DPK_ATTRS(conv2d, call->op);
+    if (!cpu->k->tile_s16.fn || cpu->direct) return false;
+    if (x->dtype != DPK_BF16 || w->dtype != DPK_BF16 || call->out.dtype != DPK_BF16) return false;
+    if (w->shape.dim[1] != 3 || w->shape.dim[2] != 3 || a->stride != 1) return false;
+    if (a->pad_top != 1 || a->pad_left != 1 || a->pad_bottom != 1 || a->pad_right != 1) {
+        return false;
+    }
+    *wino = (struct dpk_wino){
+        .images = x->shape.dim[0],
+        .h = x->shape.dim[1],
+        .w = x->shape.dim[2],
+        .out_h = call->out.shape.dim[1],
+        .out_w = call->out.shape.dim[2],
+        .c = x->shape.dim[3],
+        .n = call->out.shape.dim[3],
+    };
+    return dpk_wino_pays(wino);
+}
+
+static void run_winograd(struct dpk_cpu *cpu, const struct dpk_call *call, struct dpk_wino *wino) {
+    const struct dpk_tensor *temb = &call->in[DPK_IN(conv2d, temb)];
+    const struct dpk_tensor *residual = &call->in[DPK_IN(conv2d, residual)];
+    const struct dpk_weight *b = &call->wt[DPK_WT(conv2d, b)];
+    dpk_wino_plan(cpu, wino);
+    wino->x = call->in[DPK_IN(conv2d, x)].data;
+    wino->panels = call->wt[DPK_WT(conv2d, w)].data;
+    wino->act = DPK_ATTRS(conv2d, call->op)->act;
+    wino->bias = b->shape.rank ? b->data : NULL;
+    wino->residual = residual->shape.rank ? residual->data : NULL;
+    wino->out = call->out.data;
+    if (temb->shape.rank) {
+        wino->temb = temb->data;
+        wino->temb_stride = temb->shape.dim[0] > 1 ? (size_t)temb->shape.dim[1] : 0;
+    }
+    dpk_wino_run(cpu, wino, call->scratch);
+}
+
 size_t dpk_cpu_scratch_conv2d(const struct dpk_cpu *cpu, const struct dpk_call *call) {
     struct conv v;
     struct dpk_gemm g;
+    struct dpk_wino wino;
+    if (describe_winograd(cpu, call, &wino)) return dpk_wino_plan(cpu, &wino);
     return describe(cpu, call, &v, &g) ? zero_bytes(&v) + dpk_gemm_plan(cpu, &g) : 0;
 }
 
@@ -187,6 +233,11 @@ int dpk_cpu_run_conv2d(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_err
     const struct dpk_weight *w = &call->wt[DPK_WT(conv2d, w)], *b = &call->wt[DPK_WT(conv2d, b)];
     struct conv v;
     struct dpk_gemm g;
+    struct dpk_wino wino;
+    if (describe_winograd(cpu, call, &wino)) {
+        run_winograd(cpu, call, &wino);
+        return DPK_OK;
+    }
     if (!describe(cpu, call, &v, &g)) {
         return dpk_error_set(err, DPK_EUNSUPPORTED, "cpu conv2d: no kernel for %s weights",
                              dpk_dtype_name(w->dtype));

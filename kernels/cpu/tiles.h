@@ -21,5 +21,6 @@ dpk_tile_fn dpk_tile_f32_f32_avx512, dpk_tile_f32_bf16_avx512, dpk_tile_f32_f16_
 dpk_tile_fn dpk_tile_bf16_bf16_avx512bf16;
 dpk_tile_fn dpk_tile_s8_ref, dpk_tile_s8_avx2, dpk_tile_s8_dot_avx2, dpk_tile_s8_avx512,
     dpk_tile_s8_dot_avx512;
+dpk_tile_s16_fn dpk_tile_s16_ref, dpk_tile_s16_avx512bf16;
 
 #endif

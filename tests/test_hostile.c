@@ -13,7 +13,7 @@
 
 #include <cmocka.h>
 
-enum { ROUNDS = 400 };
+enum { ROUNDS = 60 };
 
 struct damage {
     uint8_t *file;

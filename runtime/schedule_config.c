@@ -327,13 +327,15 @@ static int read_sigmas(const struct reader *r, struct dpk_schedule_config *c) {
     if (karras) c->sigmas = DPK_SIGMAS_KARRAS;
     else if (lu) c->sigmas = DPK_SIGMAS_LU;
     else if (exponential) c->sigmas = DPK_SIGMAS_EXPONENTIAL;
-    if (euler || c->kind == DPK_SCHEDULER_UNIPC) {
+    /* Ends of the other spacings; diffusers takes them from any config that has them, also where
+     * the class has no such option, but for the Karras sigmas of LMS. */
+    if (c->kind != DPK_SCHEDULER_LMS || !karras) {
         DPK_TRY(get_number(r, "sigma_min", NAN, &c->sigma_min));
         DPK_TRY(get_number(r, "sigma_max", NAN, &c->sigma_max));
-        if (c->sigma_min <= 0 || c->sigma_max <= 0)
-            DPK_FAIL(r->err, DPK_EFORMAT, "scheduler %s: sigma_min %g, sigma_max %g, want above 0",
-                     r->class_name, c->sigma_min, c->sigma_max);
     }
+    if (c->sigma_min <= 0 || c->sigma_max <= 0)
+        DPK_FAIL(r->err, DPK_EFORMAT, "scheduler %s: sigma_min %g, sigma_max %g, want above 0",
+                 r->class_name, c->sigma_min, c->sigma_max);
     if (euler || dpm || c->kind == DPK_SCHEDULER_UNIPC) {
         DPK_TRY(get_choice(r, "final_sigmas_type", finals, 0, &v));
         c->final_sigma_min = v == 1;

@@ -49,7 +49,7 @@ static void dpmpp_row(const struct dpk_schedule_config *c, const double *sigmas,
     }
     row->next.m = -t.alpha * g;
     if (order > 1) {
-        const double d1 = heun ? t.alpha * (g / f * (c->sde ? 1 : -1) + 1) : -t.alpha * g / 2;
+        const double d1 = heun ? t.alpha * (1 - g / f) : -t.alpha * g / 2;
         const double r0 = (s0.lambda - point_at(sigmas[i - 1]).lambda) / h;
         double *m1 = &row->next.slot[dpk_ring_slot(ring, 1)];
         if (order == 2) {

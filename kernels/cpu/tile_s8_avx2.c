@@ -11,7 +11,8 @@
  * are named, and products are lines of assembly: left to themselves compilers spill some.
  * Tails: none, rows and panels are padded to fours. Rounding: at the end, conversion to float32
  * and two products.
- */
+ * Share of the instructions' peaks, whole operators with the quantization of rows (Zen 5): s8
+ * 0.74-0.81 (K = 320: 0.69), dot 0.69-0.85 (320: 0.55). */
 #include "tiles.h"
 
 #include <immintrin.h>

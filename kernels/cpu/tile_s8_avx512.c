@@ -10,7 +10,8 @@
  * are named, and products are lines of assembly: left to themselves compilers spill some.
  * Tails: none, rows and panels are padded to fours. Rounding: at the end, conversion to float32
  * and two products.
- */
+ * Share of the instructions' peaks, whole operators with the quantization of rows (Zen 5): dot
+ * 0.81-0.89 (K = 640: 0.71, 320: 0.63), s8 0.69-0.76 (320: 0.65). */
 #include "tiles.h"
 
 #include <immintrin.h>

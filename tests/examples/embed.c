@@ -6,7 +6,8 @@
 
 static int progress(void *arg, const dpk_progress *p) {
     const uint32_t *stop = arg;
-    fprintf(stderr, "%3.0f %% %s, step %u of %u\n", p->fraction * 100, p->stage, p->step, p->n_steps);
+    fprintf(stderr, "%3.0f %% %s, step %u of %u\n", p->fraction * 100, p->stage, p->step,
+            p->n_steps);
     return *stop && p->step >= *stop; /* not 0: cancel */
 }
 

@@ -30,7 +30,8 @@ int dpk_arch_t5(struct dpk_prog *p, const struct dpk_config *config, uint32_t id
 
 /* UNet2DConditionModel, into the programs setup and step. */
 struct dpk_unet_result {
-    int channels, sample_size;
+    int channels;
+    int sample_size[2]; /* height, width */
 };
 int dpk_arch_unet(struct dpk_prog *setup, struct dpk_prog *step, const struct dpk_config *config,
                   struct dpk_unet_result *result, dpk_error *err);

@@ -383,7 +383,7 @@ int dpk_arch_unet(struct dpk_prog *setup, struct dpk_prog *step, const struct dp
     x = dpk_build_conv2d(step, "conv_out", x, u.out, u.channels[0], .kernel = u.conv_out);
     dpk_build_output(step, "noise", dpk_build_slice(step, x, DPK_VALUE_F32));
     result->channels = u.in;
-    DPK_TRY(dpk_config_int(config, "sample_size", 64, 1, 4096, &result->sample_size, err));
+    DPK_TRY(dpk_config_ints(config, "sample_size", 64, 1, 4096, 2, result->sample_size, err));
 done:
     return rc;
 }

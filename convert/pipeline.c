@@ -132,13 +132,14 @@ static int build_sdxl(struct dpk_conversion *c, dpk_error *err) {
     DPK_TRY(add_vae(c, unet.channels, &vae, err));
     DPK_TRY(dpk_config_bool(&c->index, "force_zeros_for_empty_prompt", 1, &zeros, err));
     /* The pipeline's own default, where a UNet's config has none, is 128. */
-    const int size = dpk_config_item(config, "sample_size") ? unet.sample_size : 128;
+    int *size = unet.sample_size;
+    if (!dpk_config_item(config, "sample_size")) size[0] = size[1] = 128;
     add_defaults(c,
                  &(struct defaults){.steps = 50,
                                     .guidance = 5.0,
                                     .negative = zeros ? "zeros" : "encode",
-                                    .width = size,
-                                    .height = size,
+                                    .width = size[1],
+                                    .height = size[0],
                                     .multiple = 1},
                  &vae);
 done:
@@ -166,14 +167,15 @@ static int build_sd(struct dpk_conversion *c, dpk_error *err) {
     dpk_build_output(text, "context", dpk_build_slice(text, one.context, DPK_VALUE_F32));
     DPK_TRY(add_unet(c, &unet, &config, err));
     DPK_TRY(add_vae(c, unet.channels, &vae, err));
-    int size = unet.sample_size;
-    if (size < 64 && is_before_0_9(config)) size = 64;
+    int *size = unet.sample_size;
+    const bool pair = cJSON_IsArray(dpk_config_item(config, "sample_size"));
+    if (!pair && size[0] < 64 && is_before_0_9(config)) size[0] = size[1] = 64;
     add_defaults(c,
                  &(struct defaults){.steps = 50,
                                     .guidance = 7.5,
                                     .negative = "encode",
-                                    .width = size,
-                                    .height = size,
+                                    .width = size[1],
+                                    .height = size[0],
                                     .multiple = 1},
                  &vae);
 done:

@@ -83,7 +83,7 @@ assert abs(sum(l.get("share_of_error", 0) for l in d["layers"]) - 1) < 1e-4
 E2
     fails 1 "quantized already" "$q" "$out" -o "$tmp/no.dpk" --scheme int8-weight
 done
-works "$q" "$model" -o "$tmp/again.dpk" --scheme=int8-dynamic --filter=all -q
+works "$q" "$model" -o "$tmp/again.dpk" --scheme=int8-dynamic --filter=all -q --report="$tmp/again.json"
 [ -s "$tmp/out" ] && bad "-q printed something" || ok "-q prints nothing"
 cmp -s "$tmp/again.dpk" "$tmp/int8-dynamic.dpk" && ok "the same run gives the same file" || bad "two equal runs differ"
 works "$q" "$model" -o "$tmp/ao.dpk" --scheme int8-dynamic --filter all --convention torchao --json

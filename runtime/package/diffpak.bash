@@ -12,7 +12,7 @@ _diffpak() {
     --dtype) words='bf16 f16 f32' ;;
     --scheme) words='int8-dynamic int8-weight int4-weight int4-weight:32 int4-weight:64 int4-weight:128' ;;
     --convention) words='diffusion-fast torchao' ;;
-    --filter) words='diffusion-fast all none' ;;
+    --filter) words='diffusion-fast all none auto' ;;
     --program) words='text setup step decode encode' ;;
     *)
         if [[ $word == -* ]]; then

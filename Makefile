@@ -155,7 +155,7 @@ bench: $(BUILD)/tests/bench_kernels $(BUILD)/tests/bench_ops
 	$(BUILD)/tests/bench_kernels
 	$(BUILD)/tests/bench_ops
 
-## bench-real: the real SDXL from its configs with drawn weights: convert, one step, one decode
+## bench-real: the four real models from their configs with drawn weights: convert, count, one step, one decode
 bench-real: all
 	BUILD=$(BUILD) tests/bench_real.sh $(MODELS)
 

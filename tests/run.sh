@@ -1,5 +1,6 @@
 #!/bin/sh
-# Run test programs and scripts, show each one's failures, and close with a line of totals. Exit status 1 if anything failed.
+# Run test programs and scripts, show each one's failures, and close with a line of totals.
+# Exit status 1 if anything failed.
 # Usage: tests/run.sh LOGDIR PROGRAM...
 set -u
 logs=$1; shift

@@ -4,10 +4,12 @@
 #ifndef DPK_ATOMIC_FILE_H
 #define DPK_ATOMIC_FILE_H
 
+#include "dpk.h"
 #include "fail.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,11 +23,24 @@ struct dpk_atomic_file {
     int fd;
 };
 
+/* Nobody wants a picture or an array in place of a model: a slip of the command line. */
+static inline bool dpk_atomic_is_model(const char *path) {
+    char head[8];
+    struct stat st;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    const bool regular = fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+    const ssize_t got = regular ? read(fd, head, sizeof head) : -1;
+    if (fd >= 0) close(fd);
+    return got == sizeof head && memcmp(head, DPK_MAGIC, sizeof head) == 0;
+}
+
 static inline int dpk_atomic_open(struct dpk_atomic_file *f, const char *path, dpk_error *err) {
     struct stat st;
     f->path = path;
     f->temp = NULL;
     f->fd = -1;
+    if (dpk_atomic_is_model(path))
+        return dpk_error_set(err, DPK_EIO, "%s: cannot write: it is a packed model", path);
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
         f->fd = open(path, O_WRONLY | O_CLOEXEC);
         if (f->fd >= 0) return DPK_OK;

@@ -1,10 +1,12 @@
 #include "dpk_output.h"
 
+#include "dpk.h"
 #include "fail.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +35,19 @@ static char *folder_of(const char *path) {
     return strndup(path, slash == path ? 1 : (size_t)(slash - path));
 }
 
+/* Would writing destroy something else, say a tensor file of the model that is read? What is named
+ * or begins like a packed file may be replaced, and what is empty. */
+static bool is_other_file(const char *path) {
+    static const char ending[] = ".dpk";
+    const size_t n = strlen(path), e = sizeof ending - 1;
+    char head[8];
+    if (n > e && strcmp(path + n - e, ending) == 0) return false;
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    const ssize_t got = fd >= 0 ? read(fd, head, sizeof head) : -1;
+    if (fd >= 0) close(fd);
+    return got != 0 && (got != sizeof head || memcmp(head, DPK_MAGIC, sizeof head) != 0);
+}
+
 int dpk_output_check(const char *path, dpk_error *err) {
     struct stat st;
     char *folder = NULL;
@@ -40,9 +55,12 @@ int dpk_output_check(const char *path, dpk_error *err) {
     const size_t n = strlen(path);
     if (n == 0 || path[n - 1] == '/')
         DPK_FAIL(err, DPK_EIO, "cannot write '%s': not the name of a file", path);
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode))
+    const bool exists = stat(path, &st) == 0;
+    if (exists && !S_ISREG(st.st_mode))
         DPK_FAIL(err, DPK_EIO, "cannot write %s: it is %s, want a regular file or none", path,
                  S_ISDIR(st.st_mode) ? "a folder" : "a device or a pipe");
+    if (exists && is_other_file(path))
+        DPK_FAIL(err, DPK_EIO, "cannot write %s: it exists and is no .dpk file", path);
     folder = folder_of(path);
     if (!folder) DPK_FAIL(err, DPK_ENOMEM, "no memory for a path");
     if (stat(folder, &st) != 0)

@@ -10,8 +10,9 @@
 
 struct dpk_output;
 
-/* Can `path` be made or replaced? DPK_EIO if it is a folder, a device or a pipe, or if its folder
- * is missing or cannot be written. */
+/* Can `path` be made or replaced? DPK_EIO if it is a folder, a device or a pipe, if there is a
+ * file there that neither is nor is named a .dpk file (and is not empty), or if its folder is
+ * missing or cannot be written. */
 int dpk_output_check(const char *path, dpk_error *err);
 /* Make PATH.tmp-XXXXXX of n_bytes, of which the first n_head come at the end; fails at once if the
  * disk has no room for it. */

@@ -1,6 +1,7 @@
 /* `diffpak generate`: prompts to PNG files, with all that is needed to make them again. */
 #include "cli.h"
 
+#include "../formats/atomic_file.h"
 #include "../formats/npy.h"
 #include "../formats/png.h"
 
@@ -199,6 +200,8 @@ static int paint(struct request *q, dpk_error *err) {
     if (q->trace) q->params.trace = write_trace, q->params.trace_arg = &tracer;
     q->params.notice = show_notice, q->params.notice_arg = q;
     int rc = check_folder(q->out, err);
+    if (!rc && dpk_atomic_is_model(q->out))
+        rc = dpk_error_set(err, DPK_EIO, "%s: cannot write: it is a packed model", q->out);
     if (!rc && q->trace && mkdir(q->trace, 0777) && errno != EEXIST)
         rc = set_error(err, "cannot make the folder", q->trace);
     if (!rc) rc = read_pictures(q, err);

@@ -32,8 +32,9 @@ typedef void dpk_wino_weights_fn(const struct dpk_wino_weights *w);
  * rounding, half a unit of v. v of a position is no longer, as a vector, than 32700 before
  * rounding. It is followed by as many zeros as make n a multiple of 32. pixel[6 y + x] points at
  * the bfloat16 channels of a pixel. Where a position is not finite, or its length is not, its scale
- * is NaN and v is anything. `next` is as pixel for the tile after this one (its right neighbour): its
- * right four columns are fetched into the cache on the way. buffer: DPK_WINO_POS * DPK_WINO_ROW floats. */
+ * is NaN and v is anything. `next` is as pixel for the tile after this one (its right neighbour):
+ * its right four columns are fetched into the cache on the way. buffer: DPK_WINO_POS *
+ * DPK_WINO_ROW floats. */
 enum { DPK_WINO_ROW = DPK_WINO_SEGMENT + 16 };
 struct dpk_wino_input {
     const uint16_t *const *pixel, *const *next;

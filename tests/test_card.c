@@ -224,6 +224,7 @@ static int make(struct dpk_card *c, const char *scheme_text, const char *rules,
     options->how.prompts = prompts;
     if (!options->how.n_prompts) options->how.n_prompts = 1;
     options->how.threads = 1;
+    if (!options->how.size) options->how.size = 96;
     rc = dpk_card_make(c, &f, options, &err);
     c->subject.filter_id = "rules"; /* outlives the filter */
     for (size_t i = 0; i < c->layers.n; i++) c->layers.layer[i].reason = "";

@@ -109,22 +109,22 @@ cmp -s "$tmp/q.dpk" "$tmp/again.dpk" && ok "the same measurement gives the same 
 ls "$tmp"/*.try-* >/dev/null 2>&1 && bad "left $(ls "$tmp"/*.try-*)" || ok "no file of a try is left"
 
 # fewer bits, larger error
-works "$q" "$tiny" -o "$tmp/t8.dpk" --scheme int8-weight --filter all --steps 3 --threads 1 --prompts 1 --report "$tmp/t8.json"
-works "$q" "$tiny" -o "$tmp/t4.dpk" --scheme int4-weight:32 --filter all --steps 3 --threads 1 --prompts 1 --report "$tmp/t4.json"
+works "$q" "$tiny" -o "$tmp/t8.dpk" --scheme int8-weight --filter all --steps 3 --size 128 --threads 1 --prompts 1 --report "$tmp/t8.json"
+works "$q" "$tiny" -o "$tmp/t4.dpk" --scheme int4-weight:32 --filter all --steps 3 --size 128 --threads 1 --prompts 1 --report "$tmp/t4.json"
 e8=$(field "$tmp/t8.json" measured.latent_error) e4=$(field "$tmp/t4.json" measured.latent_error)
 python3 -c "import sys; sys.exit(not 0 < 2 * $e8 < $e4)" && ok "error in 8 bits $e8, in 4 bits $e4" || bad "error in 8 bits $e8, in 4 bits $e4"
 
 # the limit: on either side of what was measured
-fails 1 "latent's error is .*, at most" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int4-weight:32 --filter all --steps 3 --threads 1 \
+fails 1 "latent's error is .*, at most" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int4-weight:32 --filter all --steps 3 --size 128 --threads 1 \
     --prompts 1 --max-error "$(python3 -c "print($e4 * 0.99)")"
-works "$q" "$tiny" -o "$tmp/limit.dpk" --scheme int4-weight:32 --filter all --steps 3 --threads 1 --prompts 1 \
+works "$q" "$tiny" -o "$tmp/limit.dpk" --scheme int4-weight:32 --filter all --steps 3 --size 128 --threads 1 --prompts 1 \
     --max-error "$(python3 -c "print($e4 * 1.01)")"
-works "$q" "$tiny" -o "$tmp/left.dpk" --scheme int8-dynamic --filter none --steps 2 --prompts 1 --max-error 0 --report "$tmp/left.json"
+works "$q" "$tiny" -o "$tmp/left.dpk" --scheme int8-dynamic --filter none --steps 2 --size 64 --prompts 1 --max-error 0 --report "$tmp/left.json"
 [ "$(field "$tmp/left.json" measured.latent_error)" = 0 ] && ok "nothing quantized: no error" || bad "nothing quantized: error"
 
 # ranking and budgets
 printf 'quantize unet.*.to_qkv\nquantize unet.mid*\nquantize unet.*.ff.net.2\nquantize vae.decoder*\nskip *\n' >"$tmp/rules"
-rank() { "$q" "$tiny" -o "$tmp/b.dpk" --scheme int4-weight:32 --filter "$tmp/rules" --steps 2 --prompts 1 --threads 1 --report "$tmp/$1.json" "$2" $3 >"$tmp/out" 2>"$tmp/err"; }
+rank() { "$q" "$tiny" -o "$tmp/b.dpk" --scheme int4-weight:32 --filter "$tmp/rules" --steps 2 --size 128 --prompts 1 --threads 1 --report "$tmp/$1.json" "$2" $3 >"$tmp/out" 2>"$tmp/err"; }
 rank all --sensitivity "" && ok "ranking" || bad "ranking: $(cat "$tmp/err")"
 for db in 20 35 50 99; do rank "db$db" --budget "${db}dB" || bad "budget of $db dB: $(cat "$tmp/err")"; done
 before=$(wc -c <"$tiny") least=$(field "$tmp/all.json" file_bytes.after)
@@ -150,7 +150,7 @@ for l in load("db99")["layers"]: assert l["quantized"] or l["bytes_before"] == l
 s = load("small")
 assert s["file_bytes"]["after"] <= int(sys.argv[2]) and 0 < len(on(s)) < len(on(d)), (s["file_bytes"], len(on(s)))
 E2
-fails 1 "smallest file has" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --filter "$tmp/rules" --threads 1 --steps 1 --budget 1kB
+fails 1 "smallest file has" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --filter "$tmp/rules" --threads 1 --steps 1 --size 64 --budget 1kB
 
 # auto: the decisions follow the table
 works "$q" "$model" -o "$tmp/auto.dpk" --scheme int8-dynamic --filter auto --threads 1 --json
@@ -179,7 +179,7 @@ fails 1 "99 prompts" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --prompt
 printf '\n\n' >"$tmp/empty.txt"
 fails 1 "no prompts" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --prompts "$tmp/empty.txt"
 printf 'a <b>bold</b> "circle" & '"'square'"'\n' >"$tmp/markup.txt"
-works "$q" "$tiny" -o "$tmp/markup.dpk" --scheme int8-weight --steps 1 --prompts "$tmp/markup.txt" --report "$tmp/markup.html" --report "$tmp/markup.json"
+works "$q" "$tiny" -o "$tmp/markup.dpk" --scheme int8-weight --steps 1 --size 64 --prompts "$tmp/markup.txt" --report "$tmp/markup.html" --report "$tmp/markup.json"
 grep -q "a &lt;b&gt;bold&lt;/b&gt; &quot;circle&quot; &amp; &#39;square&#39;" "$tmp/markup.html" && ! grep -q "<b>bold" "$tmp/markup.html" && ok "prompts are escaped" || bad "prompts are not escaped"
 [ "$(field "$tmp/markup.json" measured.pictures | grep -c 'bold')" = 1 ] && ok "and JSON holds them" || bad "JSON lost a prompt"
 

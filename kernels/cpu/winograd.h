@@ -17,8 +17,9 @@
  * error is the rounding of the result to bfloat16, with 32 to 2560 channels, on noise, smooth maps
  * and maps with channels and pixels 40 times larger than the others.
  *
- * Speed on one core (Zen 5), direct-convolution work over the peak of VDPBF16PS: 2.4 to 3.0 for
- * maps of 32 x 32 and up with 128 to 2560 channels; faster than the direct form from 8 tiles on.
+ * Speed on one core (Zen 5), direct-convolution work over the peak of VDPBF16PS: 2.5 to 3.0 for
+ * maps of 32 x 32 and up with 128 to 1280 channels, 2.3 with 2560 in a single 32 x 32 map; faster
+ * than the direct form from 8 tiles on.
  * Making U takes 2 ns per 9 weights: as long as the products of 13 tiles.
  *
  * What is not finite: NaN, an infinity or a number beyond 3e16 in the input makes NaN of those

@@ -13,6 +13,10 @@ struct dpk_tensor {
     void *data;    /* on the backend's device; NULL while planning */
     int32_t dtype; /* DPK_F32, DPK_BF16 or DPK_I32 */
     struct dpk_shape shape;
+    /* Not 0: the value lies as quantized rows (rows8_bytes below). What it is then is the flags of
+     * the weights that read it: DPK_TENSOR_DYNAMIC, alone or with DPK_TENSOR_TORCHAO. Only results
+     * and x of linears are such; dtype and shape are those of the numbers. */
+    uint32_t rows8;
 };
 
 /* A weight in the file's own layout. */
@@ -58,8 +62,17 @@ struct dpk_backend {
     /* Scratch that run() needs for this call (data pointers are NULL). */
     size_t (*scratch_bytes)(const struct dpk_backend *be, const struct dpk_call *call);
     /* Can the result share memory with input i (same size in bytes)? Only asked for inputs that die
-     * here. */
+     * here, and not where the result is quantized rows. */
     bool (*in_place)(const struct dpk_backend *be, const struct dpk_call *call, int i);
+    /* Optional, NULL where results are never quantized. A value that is read as x of linears
+     * (without x2) with dynamically quantized weights of one rule, and by nothing else, need not
+     * lie in memory as numbers: the operator that makes it can quantize its rows, which spares a
+     * pass over it and half or more of its bytes. Returns the bytes of the result as such rows,
+     * where this call (with out.rows8 set; data pointers are NULL) can make them so, or 0. A row is
+     * quantized from numbers rounded to out.dtype, by the weights' rule: readers' results are the
+     * same bits either way. How a row lies (its scale, the order of its integers) only the backend
+     * knows. */
+    uint64_t (*rows8_bytes)(const struct dpk_backend *be, const struct dpk_call *call);
     /* Run, or queue, one operator. Allocates nothing. Shapes were checked by dpk_op_shape. */
     int (*run)(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err);
 };

@@ -223,6 +223,49 @@ done:
     return rc;
 }
 
+/* The rule by which operand k of a call would be quantized, were it not: the flags of w where the
+ * operand is x of a linear with a dynamically quantized weight. 0: read as numbers. */
+static uint32_t rows8_rule(const struct dpk_call *call, size_t k) {
+    const struct dpk_weight *w = &call->wt[DPK_WT(linear, w)];
+    if (call->op->opcode != DPK_OP_linear || k != DPK_IN(linear, x) ||
+        call->op->in[DPK_IN(linear, x2)] != DPK_NONE || w->dtype != DPK_S8 ||
+        !(w->flags & DPK_TENSOR_DYNAMIC))
+        return 0;
+    return w->flags & (DPK_TENSOR_DYNAMIC | DPK_TENSOR_TORCHAO);
+}
+
+/* Values of which every reader would quantize the same rows by the same rule: made so, where the
+ * backend can. */
+static int choose_rows8(struct dpk_plan *plan, struct dpk_plan_stage *s, dpk_error *err) {
+    int rc = DPK_OK;
+    const struct dpk_program *p = s->program;
+    const struct dpk_backend *be = plan->backend;
+    uint32_t *rule = NULL; /* of the readers of a value so far: 0 none yet, DPK_NONE they differ */
+    if (!be->rows8_bytes) goto done;
+    rule = calloc(p->n_inputs + p->n_ops + 1, sizeof *rule);
+    if (!rule) DPK_FAIL(err, DPK_ENOMEM, "plan: no memory for %u operators", p->n_ops);
+    for (uint32_t i = 0; i < p->n_ops; i++)
+        for (size_t k = 0; k < DPK_MAX_IN; k++) {
+            uint32_t v = p->ops[i].in[k], r = rows8_rule(&s->calls[i], k);
+            if (v == DPK_NONE) continue;
+            rule[v] = r == 0 || (rule[v] && rule[v] != r) ? DPK_NONE : r;
+        }
+    for (uint32_t i = 0; i < p->n_ops; i++) {
+        struct dpk_call *call = &s->calls[i];
+        uint32_t v = p->n_inputs + i, x = p->ops[i].in[DPK_IN(linear, x)];
+        if (x != DPK_NONE && x >= p->n_inputs)
+            call->in[DPK_IN(linear, x)].rows8 = s->calls[x - p->n_inputs].out.rows8;
+        if (rule[v] == 0 || rule[v] == DPK_NONE || p->values[v].flags & DPK_VALUE_OUTPUT) continue;
+        call->out.rows8 = rule[v];
+        uint64_t bytes = be->rows8_bytes(be, call);
+        if (bytes) s->values[v].bytes = bytes;
+        else call->out.rows8 = 0;
+    }
+done:
+    free(rule);
+    return rc;
+}
+
 int dpk_plan_add(struct dpk_plan *plan, const char *program, const struct dpk_plan_input *inputs,
                  size_t n_inputs, int from, uint32_t *stage, dpk_error *err) {
     int rc = DPK_OK;
@@ -244,6 +287,7 @@ int dpk_plan_add(struct dpk_plan *plan, const char *program, const struct dpk_pl
     s->end = s->begin + p->n_ops + 1;
     DPK_TRY(resolve_inputs(plan, s, inputs, n_inputs, from, err));
     for (uint32_t i = 0; i < p->n_ops; i++) DPK_TRY(resolve_op(plan, s, i, err));
+    DPK_TRY(choose_rows8(plan, s, err));
     *stage = plan->n_stages - 1;
 done:
     return rc;

@@ -107,6 +107,7 @@ static uint32_t dying_operand(const struct dpk_plan *plan, const struct dpk_plan
                               uint32_t i, const uint32_t *last) {
     const struct dpk_op *op = &s->program->ops[i];
     const struct dpk_plan_value *out = &s->values[s->program->n_inputs + i];
+    if (s->calls[i].out.rows8) return DPK_NONE;
     for (int k = 0; k < DPK_MAX_IN; k++) {
         uint32_t v = op->in[k];
         if (v == DPK_NONE || last[v] != s->begin + 1 + i) continue;

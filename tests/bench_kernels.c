@@ -162,7 +162,8 @@ static void *make(int dtype, size_t n) {
 }
 
 static struct dpk_tensor make_tensor(int dtype, struct dpk_shape shape) {
-    return (struct dpk_tensor){make(dtype, (size_t)dpk_shape_count(&shape)), dtype, shape};
+    return (struct dpk_tensor){
+        .data = make(dtype, (size_t)dpk_shape_count(&shape)), .dtype = dtype, .shape = shape};
 }
 
 /* Types of a product. */

@@ -53,7 +53,14 @@ static double tile_rate(int isa, int dtype) {
     int32_t k_len = K;
     double best = 1e9;
     for (size_t r = 0; r < mr; r++) rows[r] = a + r * K * size;
-    struct dpk_tile t = {rows, &k_len, 1, tile->np, b, 16 * K * size, c, 16 * tile->np};
+    struct dpk_tile t = {.a = rows,
+                         .k_len = &k_len,
+                         .n_seg = 1,
+                         .n_panels = tile->np,
+                         .b = b,
+                         .b_stride = 16 * K * size,
+                         .c = c,
+                         .c_stride = 16 * tile->np};
     for (int i = 0; i < 8; i++) {
         double start = seconds();
         for (int j = 0; j < ROUNDS; j++) tile->fn(&t);
@@ -96,7 +103,8 @@ static const struct bench benches[] = {
 
 static struct dpk_tensor make_tensor(int dtype, int b, int rows, int n) {
     struct dpk_shape s = {3, {b, rows, n}};
-    return (struct dpk_tensor){make(dtype, (size_t)dpk_shape_count(&s)), dtype, s};
+    return (struct dpk_tensor){
+        .data = make(dtype, (size_t)dpk_shape_count(&s)), .dtype = dtype, .shape = s};
 }
 
 static struct dpk_weight make_vec(int n) {

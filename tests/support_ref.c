@@ -184,7 +184,8 @@ static double *draw(struct ref_case *c, size_t n, int dtype, double deviation, d
 static void set_input(struct ref_case *c, size_t i, int dtype, struct dpk_shape s, double *values) {
     c->in[i] = values;
     c->op.in[i] = (uint32_t)i;
-    c->call.in[i] = (struct dpk_tensor){store(c, values, count(&s), dtype), dtype, s};
+    c->call.in[i] =
+        (struct dpk_tensor){.data = store(c, values, count(&s), dtype), .dtype = dtype, .shape = s};
 }
 
 void ref_in(struct ref_case *c, size_t i, struct dpk_shape s, double deviation, double mean) {

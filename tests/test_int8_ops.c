@@ -51,7 +51,8 @@ static const float *give(struct call *c, size_t i, int dtype, struct dpk_shape s
     test_round(dtype, x, n);
     c->in[i] = x;
     c->op.in[i] = 0;
-    c->call.in[i] = (struct dpk_tensor){test_encode_array(dtype, x, n), dtype, shape};
+    c->call.in[i] =
+        (struct dpk_tensor){.data = test_encode_array(dtype, x, n), .dtype = dtype, .shape = shape};
     return x;
 }
 
@@ -396,10 +397,10 @@ static void test_too_long(void **state) {
     struct dpk_call call = {.op = &op};
     dpk_error err = {0};
     (void)state;
-    call.in[0] = (struct dpk_tensor){NULL, DPK_F32, {2, {1, DPK_MAX_INT8_K}}};
+    call.in[0] = (struct dpk_tensor){.dtype = DPK_F32, .shape = {2, {1, DPK_MAX_INT8_K}}};
     call.wt[0] = (struct dpk_weight){.dtype = DPK_S8, .shape = {2, {16, DPK_MAX_INT8_K}}};
     call.wt[0].flags = DPK_TENSOR_DYNAMIC;
-    call.out = (struct dpk_tensor){NULL, DPK_F32, {2, {1, 16}}};
+    call.out = (struct dpk_tensor){.dtype = DPK_F32, .shape = {2, {1, 16}}};
     for (int v = 0; v < INT8_VARIANTS; v++) {
         struct dpk_backend *be = int8_backends[v][1];
         if (be) assert_int_equal(be->run(be, &call, &err), DPK_EUNSUPPORTED);

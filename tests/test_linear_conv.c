@@ -79,7 +79,7 @@ static const float *add_input(struct operands *o, size_t i, struct dpk_shape sha
     size_t n = (size_t)dpk_shape_count(&shape);
     o->op.in[i] = 0;
     o->plain[i] = random_floats(&o->seed, n, o->x_dtype, 1.5f);
-    o->call.in[i] = (struct dpk_tensor){NULL, o->x_dtype, shape};
+    o->call.in[i] = (struct dpk_tensor){.dtype = o->x_dtype, .shape = shape};
     o->call.in[i].data = test_encode_array(o->x_dtype, o->plain[i], n);
     return o->plain[i];
 }
@@ -282,7 +282,8 @@ static void test_activations(void **state) {
     struct operands o;
     init_operands(&o, DPK_OP_linear, DPK_F32, DPK_F32, 1);
     o.op.in[0] = o.op.wt[0] = 0;
-    o.call.in[0] = (struct dpk_tensor){test_encode_array(DPK_F32, x, ROWS * N), DPK_F32, shape};
+    o.call.in[0] = (struct dpk_tensor){
+        .data = test_encode_array(DPK_F32, x, ROWS * N), .dtype = DPK_F32, .shape = shape};
     o.call.wt[0] = (struct dpk_weight){.dtype = DPK_F32, .layout = DPK_LAYOUT_PANEL};
     o.call.wt[0].shape = square;
     o.call.wt[0].data = test_pack_weight(DPK_F32, DPK_LAYOUT_PANEL, &square, identity, &w_bytes);
@@ -495,9 +496,9 @@ static void test_refusal(void **state) {
     struct dpk_call call = {.op = &op};
     dpk_error err = {0};
     (void)state;
-    call.in[0] = (struct dpk_tensor){NULL, DPK_F32, {2, {1, 4}}};
+    call.in[0] = (struct dpk_tensor){.dtype = DPK_F32, .shape = {2, {1, 4}}};
     call.wt[0] = (struct dpk_weight){.dtype = DPK_I32, .shape = {2, {16, 4}}};
-    call.out = (struct dpk_tensor){NULL, DPK_F32, {2, {1, 16}}};
+    call.out = (struct dpk_tensor){.dtype = DPK_F32, .shape = {2, {1, 16}}};
     struct dpk_backend *be = backends[0][1];
     assert_int_equal(be->run(be, &call, &err), DPK_EUNSUPPORTED);
     op.opcode = 9999;

@@ -99,7 +99,7 @@ static float *make_noise(size_t n, float size, int dtype, uint32_t *s) {
 
 static void add_input(struct operands *o, size_t i, struct dpk_shape shape, const float *plain) {
     o->op.in[i] = 0;
-    o->call.in[i] = (struct dpk_tensor){NULL, DPK_BF16, shape};
+    o->call.in[i] = (struct dpk_tensor){.dtype = DPK_BF16, .shape = shape};
     o->call.in[i].data =
         test_encode_array(DPK_BF16, plain, (size_t)dpk_shape_count(&o->call.in[i].shape));
 }

@@ -155,6 +155,10 @@ bench: $(BUILD)/tests/bench_kernels $(BUILD)/tests/bench_ops
 	$(BUILD)/tests/bench_kernels
 	$(BUILD)/tests/bench_ops
 
+## bench-peak: the most multiply-adds a second that a core of this machine can do, by type
+bench-peak: $(BUILD)/tests/bench_peak
+	$(BUILD)/tests/bench_peak
+
 ## bench-real: the four real models from their configs with drawn weights: convert, count, one step, one decode
 bench-real: all
 	BUILD=$(BUILD) tests/bench_real.sh $(MODELS)
@@ -179,6 +183,6 @@ help:
 clean:
 	rm -rf build
 
-.PHONY: all deps test check demo bench bench-real asan tsan format help clean
+.PHONY: all deps test check demo bench bench-peak bench-real asan tsan format help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -6,19 +6,15 @@
  * Weights: f32, bf16, f16; w8a8 (int8, rows of x quantized by the operator), s8 and s4 (widened).
  * The last column is the speed as a multiple of that with bf16 weights, measured just before.
  * --no-dot leaves the dot products of bytes unused, as on machines that have none.
- * The peaks are loops of independent multiply-adds on registers, of the widest instruction that the
- * level uses for the types. A shape's time is the least of its repeats; on one thread it is the
- * thread's own time, so that other work does not count. */
-#include "../kernels/cpu/cpu.h"
+ * The peaks are those of kernels/cpu/peak.h. A shape's time is the least of its repeats; on one
+ * thread it is the thread's own time, so that other work does not count. */
+#include "../kernels/cpu/peak.h"
 
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 static struct {
     bool json, no_dot;
@@ -32,79 +28,10 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* ---- Peaks ---------------------------------------------------------------------------------- */
-
-enum { PEAK_ROUNDS = 1 << 18 };
-
-#if defined(__x86_64__)
-#define REPEAT12(F) F(0) F(1) F(2) F(3) F(4) F(5) F(6) F(7) F(8) F(9) F(10) F(11)
-#define REPEAT24(F)                                                                                \
-    REPEAT12(F)                                                                                    \
-    F(12) F(13) F(14) F(15) F(16) F(17) F(18) F(19) F(20) F(21) F(22) F(23)
-
-/* As many chains as there are registers for: fewer would measure the latency. */
-#define PEAK(name, features, type, zero, repeat, instruction)                                      \
-    __attribute__((target(features))) static void name(void) {                                     \
-        type x = zero;                                                                             \
-        repeat(DECLARE_##type) for (int i = 0; i < PEAK_ROUNDS;                                    \
-                                    i++){repeat(instruction)} repeat(USE)                          \
-    }
-#define DECLARE___m256(i) __m256 c##i = _mm256_setzero_ps();
-#define DECLARE___m512(i) __m512 c##i = _mm512_setzero_ps();
-#define USE(i) __asm__ volatile("" : : "x"(c##i));
-#define FMA_STEP(i) __asm__ volatile("vfmadd231ps %1, %1, %0" : "+v"(c##i) : "v"(x));
-#define DOT_STEP(i) __asm__ volatile("vdpbf16ps %1, %1, %0" : "+v"(c##i) : "v"(x));
-#define DECLARE___m256i(i) __m256i c##i = _mm256_setzero_si256();
-#define DECLARE___m512i(i) __m512i c##i = _mm512_setzero_si512();
-#define DOT8_STEP(i) __asm__ volatile("vpdpbusd %1, %1, %0" : "+v"(c##i) : "v"(x));
-#define VEX_DOT8_STEP(i) __asm__ volatile("%{vex%} vpdpbusd %1, %1, %0" : "+x"(c##i) : "x"(x));
-#define MADD_STEP(i)                                                                               \
-    {                                                                                              \
-        __m256i two;                                                                               \
-        __asm__ volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0"                                \
-                         : "+x"(c##i), "=&x"(two)                                                  \
-                         : "x"(x));                                                                \
-    }
-#define MADD512_STEP(i)                                                                            \
-    {                                                                                              \
-        __m512i two;                                                                               \
-        __asm__ volatile("vpmaddwd %2, %2, %1\n\tvpaddd %1, %0, %0"                                \
-                         : "+v"(c##i), "=&v"(two)                                                  \
-                         : "v"(x));                                                                \
-    }
-PEAK(dot8_avx512, "avx512f", __m512i, _mm512_setzero_si512(), REPEAT24, DOT8_STEP)
-PEAK(dot8_avx2, "avx2", __m256i, _mm256_setzero_si256(), REPEAT12, VEX_DOT8_STEP)
-PEAK(madd_avx2, "avx2", __m256i, _mm256_setzero_si256(), REPEAT12, MADD_STEP)
-PEAK(madd_avx512, "avx512f,avx512bw", __m512i, _mm512_setzero_si512(), REPEAT24, MADD512_STEP)
-PEAK(fma_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), REPEAT12, FMA_STEP)
-PEAK(fma_avx512, "avx512f", __m512, _mm512_setzero_ps(), REPEAT24, FMA_STEP)
-PEAK(dot_bf16, "avx512f,avx512bf16", __m512, _mm512_setzero_ps(), REPEAT24, DOT_STEP)
-#endif
-
 /* GFLOP/s of one thread for a product with A of this type at this level (DPK_S8: quantized rows); 0
  * where nothing can be said (ref). */
 static double measure_peak(int isa, int a_dtype) {
-    double best = 1e9;
-    void (*loop)(void) = NULL;
-    int flops = 0; /* of a round */
-#if defined(__x86_64__)
-    if (isa == DPK_ISA_AVX2) loop = fma_avx2, flops = 16 * 12;
-    if (isa >= DPK_ISA_AVX512) loop = fma_avx512, flops = 32 * 24;
-    if (isa == DPK_ISA_AVX512BF16 && a_dtype == DPK_BF16) loop = dot_bf16, flops = 64 * 24;
-    if (a_dtype == DPK_S8 && isa != DPK_ISA_REF) {
-        bool wide = isa >= DPK_ISA_AVX512, dot = dpk_isa_has_dot(isa) && !opt.no_dot;
-        loop = dot ? (wide ? dot8_avx512 : dot8_avx2) : wide ? madd_avx512 : madd_avx2;
-        flops = (wide ? 24 * 64 : 12 * 32) * (dot ? 2 : 1);
-    }
-#endif
-    if (!loop) return 0;
-    for (int i = 0; i < 12; i++) {
-        double t = seconds();
-        loop();
-        t = seconds() - t;
-        if (t < best) best = t;
-    }
-    return (double)flops * PEAK_ROUNDS / best * 1e-9;
+    return dpk_peak_measure(isa, a_dtype, !opt.no_dot) * 1e-9;
 }
 
 /* ---- Shapes --------------------------------------------------------------------------------- */

@@ -63,6 +63,7 @@ include runtime/package/package.mk
 all: $(BIN)/diffpak $(BIN)/diffpak-convert $(if $(wildcard quantize/cli.c),$(BIN)/diffpak-quantize) $(LIB)/libdiffpak.a $(LIB)/libdiffpak.so
 
 $(BUILD)/obj/kernels/cpu/isa/%.o: CPPFLAGS += -Ikernels/cpu
+$(BUILD)/obj/kernels/cpu/kernels.o: CPPFLAGS += '-DDPK_LEVELS=$(foreach l,$(LEVELS),DPK_BUILT($(l)))'
 define isa_rule
 $(BUILD)/obj/kernels/cpu/isa/%.$(1).o: kernels/cpu/isa/%.c
 	@mkdir -p $$(@D)

@@ -223,12 +223,13 @@ static int run_level(int isa, bool *first) {
     double peak[N_TYPES] = {0};
     struct dpk_backend *be;
     dpk_error err;
-    int rc = dpk_cpu_create(&be, opt.threads, dpk_isa_name(isa), 0, &err);
+    const struct dpk_cpu_options options = {
+        .n_threads = opt.threads, .isa = dpk_isa_name(isa), .no_dot = opt.no_dot};
+    int rc = dpk_cpu_create_with(&be, &options, &err);
     if (rc != DPK_OK) {
         fprintf(stderr, "%s\n", err.msg);
         return rc;
     }
-    if (opt.no_dot) ((struct dpk_cpu *)be)->dot = false;
     if (!opt.json) {
         double f = measure_peak(isa, isa == DPK_ISA_AVX512BF16 ? DPK_BF16 : DPK_F32);
         printf("-- %s, peaks a thread %.1f GFLOP/s, integers %.1f\n", be->detail, f,

@@ -25,9 +25,9 @@ static int set_up(void **state) {
     (void)state;
     for (int isa = 0; isa < DPK_N_ISAS; isa++) {
         for (int n = 1; n <= N_THREADS && dpk_isa_available(isa); n++) {
-            int rc = dpk_cpu_create(&backends[isa][n], n, dpk_isa_name(isa), 0, NULL);
-            if (rc != DPK_OK) return 1;
-            ((struct dpk_cpu *)backends[isa][n])->direct = true; /* else: test_winograd.c */
+            const struct dpk_cpu_options options = {
+                .n_threads = n, .isa = dpk_isa_name(isa), .no_winograd = true};
+            if (dpk_cpu_create_with(&backends[isa][n], &options, NULL)) return 1;
         }
     }
     return 0;

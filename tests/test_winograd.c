@@ -26,10 +26,11 @@ static int set_up(void **state) {
         if (!dpk_isa_available(isa) || !dpk_kernels_get(isa)->tile_s16.fn) continue;
         for (int n = 0; n <= N_THREADS; n++) {
             struct dpk_backend **be = &backends[isa][n];
-            if (dpk_cpu_create(be, n ? n : 1, dpk_isa_name(isa), DPK_BF16, NULL) != DPK_OK) {
-                return 1;
-            }
-            ((struct dpk_cpu *)*be)->direct = n == 0;
+            const struct dpk_cpu_options options = {.n_threads = n ? n : 1,
+                                                    .isa = dpk_isa_name(isa),
+                                                    .act_dtype = DPK_BF16,
+                                                    .no_winograd = n == 0};
+            if (dpk_cpu_create_with(be, &options, NULL) != DPK_OK) return 1;
         }
     }
     return 0;

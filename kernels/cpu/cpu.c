@@ -30,7 +30,7 @@ static const struct op_entry *find_entry(const struct dpk_call *call) {
 static int cpu_act_dtype(const struct dpk_backend *be, int weight_dtype) {
     const struct dpk_cpu *cpu = (const struct dpk_cpu *)be;
     if (cpu->act_dtype) return cpu->act_dtype;
-    return weight_dtype == DPK_BF16 && cpu->isa == DPK_ISA_AVX512BF16 ? DPK_BF16 : DPK_F32;
+    return weight_dtype == DPK_BF16 && dpk_isa_act_bf16(cpu->isa) ? DPK_BF16 : DPK_F32;
 }
 
 static void *cpu_alloc(struct dpk_backend *be, size_t n_bytes) {
@@ -88,7 +88,11 @@ static int choose_isa(const char *name, int *isa, dpk_error *err) {
     *isa = dpk_isa_best();
     if (!name) name = getenv("DPK_ISA");
     if (!name || !*name) return DPK_OK;
+    char built[80] = "";
     for (int i = 0; i < DPK_N_ISAS; i++) {
+        if (!dpk_kernels_get(i)) continue;
+        size_t n = strlen(built);
+        snprintf(built + n, sizeof built - n, "%s%s", n ? ", " : "", dpk_isa_name(i));
         if (strcmp(name, dpk_isa_name(i)) != 0) continue;
         if (!dpk_isa_available(i)) {
             return dpk_error_set(err, DPK_EARG, "instruction set %s: this machine has up to %s",
@@ -97,8 +101,7 @@ static int choose_isa(const char *name, int *isa, dpk_error *err) {
         *isa = i;
         return DPK_OK;
     }
-    return dpk_error_set(err, DPK_EARG,
-                         "instruction set %s: unknown, want ref, avx2, avx512 or avx512bf16", name);
+    return dpk_error_set(err, DPK_EARG, "instruction set %s: this build has %s", name, built);
 }
 
 /* Cores that the process may run on. */
@@ -118,23 +121,31 @@ static size_t cache_bytes(int name, size_t otherwise) {
 
 int dpk_cpu_create(struct dpk_backend **be, int n_threads, const char *isa, int act_dtype,
                    dpk_error *err) {
+    const struct dpk_cpu_options o = {.n_threads = n_threads, .isa = isa, .act_dtype = act_dtype};
+    return dpk_cpu_create_with(be, &o, err);
+}
+
+int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o, dpk_error *err) {
     int rc = DPK_OK;
     struct dpk_cpu *cpu = NULL;
     *be = NULL;
-    if (act_dtype != 0 && act_dtype != DPK_F32 && act_dtype != DPK_BF16) {
-        DPK_FAIL(err, DPK_EARG, "activation type %d: want float32 or bfloat16", act_dtype);
+    if (o->act_dtype != 0 && o->act_dtype != DPK_F32 && o->act_dtype != DPK_BF16) {
+        DPK_FAIL(err, DPK_EARG, "activation type %d: want float32 or bfloat16", o->act_dtype);
     }
-    if (n_threads < 0) DPK_FAIL(err, DPK_EARG, "threads: %d, want 0 or more", n_threads);
+    if (o->n_threads < 0) {
+        DPK_FAIL(err, DPK_EARG, "threads: %d, want 0 or more", o->n_threads);
+    }
     cpu = calloc(1, sizeof *cpu);
     if (!cpu) DPK_FAIL(err, DPK_ENOMEM, "cpu backend: out of memory");
-    DPK_TRY(choose_isa(isa, &cpu->isa, err));
-    cpu->act_dtype = act_dtype;
+    DPK_TRY(choose_isa(o->isa, &cpu->isa, err));
+    cpu->act_dtype = o->act_dtype;
     cpu->k = dpk_kernels_get(cpu->isa);
-    cpu->dot = dpk_isa_has_dot(cpu->isa);
+    cpu->dot = !o->no_dot && dpk_isa_has_dot(cpu->isa);
+    cpu->winograd = !o->no_winograd;
     cpu->l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
     cpu->l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
     cpu->l3_bytes = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20);
-    DPK_TRY(dpk_pool_create(&cpu->pool, n_threads ? n_threads : count_cores(), err));
+    DPK_TRY(dpk_pool_create(&cpu->pool, o->n_threads ? o->n_threads : count_cores(), err));
     int n = dpk_pool_workers(cpu->pool);
     snprintf(cpu->detail, sizeof cpu->detail, "%s, %d thread%s", dpk_isa_name(cpu->isa), n,
              n == 1 ? "" : "s");

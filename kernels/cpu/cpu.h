@@ -3,22 +3,24 @@
  * An operator is a file op_<name>.c that cuts the work into tasks whose results do not depend on
  * the number of threads, and calls kernels through `struct dpk_kernels`. Kernels are pure
  * (pointers, strides, counts; no allocation, no globals), one table per instruction-set level,
- * filled from kernels.def. Sources in kernels/cpu/isa/ are compiled once per level. */
+ * filled from kernels.def and tiles.h (isa/table.c). Sources in kernels/cpu/isa/ are compiled once
+ * per level. */
 #ifndef DPK_CPU_H
 #define DPK_CPU_H
 
 #include "../backend.h"
 
-/* Levels, in rising order. A level may be used when every feature it needs is there.
- *   ref         portable C
- *   avx2        AVX2, FMA, F16C
- *   avx512      AVX-512 F, BW, DQ, VL
- *   avx512bf16  avx512 and AVX512_BF16, VNNI, VBMI: activations of bf16 files are bf16
- *   avx512bf16 is the only level whose ACT type is bf16 by default. */
-enum dpk_isa { DPK_ISA_REF, DPK_ISA_AVX2, DPK_ISA_AVX512, DPK_ISA_AVX512BF16, DPK_N_ISAS };
+/* Levels: isa.def. */
+enum dpk_isa {
+#define DPK_ISA(NAME, name, act_bf16) DPK_ISA_##NAME, dpk_isa_##name = DPK_ISA_##NAME,
+#include "isa.def"
+#undef DPK_ISA
+    DPK_N_ISAS
+};
 const char *dpk_isa_name(int isa);
-bool dpk_isa_available(int isa);
+bool dpk_isa_available(int isa); /* built, and this machine has it */
 int dpk_isa_best(void);
+bool dpk_isa_act_bf16(int isa); /* activations of bf16 files are bf16 */
 /* This machine multiplies bytes in fours with the level's registers (AVX-VNNI for avx2, AVX512-VNNI
  * for the wider ones): an extra of avx2 and avx512, always there at avx512bf16. */
 bool dpk_isa_has_dot(int isa);
@@ -82,12 +84,23 @@ int dpk_pool_workers(const struct dpk_pool *pool);
 void dpk_pool_run(struct dpk_pool *pool, int n_tasks, void (*fn)(void *arg, int task, int worker),
                   void *arg);
 
+/* What dpk_cpu_create takes, and what tests and benchmarks turn off. */
+struct dpk_cpu_options {
+    int n_threads;
+    const char *isa;
+    int act_dtype;
+    bool no_dot;      /* no products of bytes in fours */
+    bool no_winograd; /* convolutions are direct */
+};
+int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *options,
+                        dpk_error *err);
+
 struct dpk_cpu {
     struct dpk_backend base; /* first: a dpk_backend * is a dpk_cpu * */
     int isa;
     int act_dtype; /* 0: by level and file */
     bool dot;      /* use products of bytes in fours (dpk_isa_has_dot) */
-    bool direct;   /* no Winograd: for tests that compare */
+    bool winograd; /* where it pays */
     const struct dpk_kernels *k;
     struct dpk_pool *pool;
     size_t l1_bytes, l2_bytes, l3_bytes; /* data caches, per core for L1 and L2 */

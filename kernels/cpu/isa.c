@@ -4,9 +4,17 @@
 
 #include <stddef.h>
 
-static const char *const names[DPK_N_ISAS] = {"ref", "avx2", "avx512", "avx512bf16"};
+static const struct {
+    const char *name;
+    bool act_bf16;
+} levels[DPK_N_ISAS] = {
+#define DPK_ISA(NAME, name, act_bf16) {#name, act_bf16},
+#include "isa.def"
+#undef DPK_ISA
+};
 
-const char *dpk_isa_name(int isa) { return isa >= 0 && isa < DPK_N_ISAS ? names[isa] : "?"; }
+const char *dpk_isa_name(int isa) { return isa >= 0 && isa < DPK_N_ISAS ? levels[isa].name : "?"; }
+bool dpk_isa_act_bf16(int isa) { return levels[isa].act_bf16; }
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -18,7 +26,7 @@ static uint64_t read_xcr0(void) {
     return (uint64_t)hi << 32 | lo;
 }
 
-int dpk_isa_best(void) {
+static int machine_best(void) {
     uint32_t a, b, c, d, c1, b7, c7, d7, a71 = 0;
     if (!__get_cpuid(1, &a, &b, &c1, &d)) return DPK_ISA_REF;
     if (!(c1 & bit_OSXSAVE) || !(c1 & bit_AVX) || !(c1 & bit_FMA) || !(c1 & bit_F16C)) {
@@ -36,16 +44,24 @@ int dpk_isa_best(void) {
     return DPK_ISA_AVX512;
 }
 
+static bool machine_has(int isa) { return isa <= machine_best(); }
+
 bool dpk_isa_has_dot(int isa) {
     uint32_t a, b, c, d;
-    if (isa > dpk_isa_best() || isa == DPK_ISA_REF) return false;
+    if (isa == DPK_ISA_REF || !dpk_isa_available(isa)) return false;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
     if (isa >= DPK_ISA_AVX512) return c & bit_AVX512VNNI;
     return a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4); /* AVX-VNNI */
 }
 #else
-int dpk_isa_best(void) { return DPK_ISA_REF; }
+static bool machine_has(int isa) { return isa == DPK_ISA_REF; }
 bool dpk_isa_has_dot(int isa) { return (void)isa, false; }
 #endif
 
-bool dpk_isa_available(int isa) { return isa >= DPK_ISA_REF && isa <= dpk_isa_best(); }
+bool dpk_isa_available(int isa) { return dpk_kernels_get(isa) && machine_has(isa); }
+
+int dpk_isa_best(void) {
+    int isa = DPK_N_ISAS - 1;
+    while (isa > DPK_ISA_REF && !dpk_isa_available(isa)) isa--;
+    return isa;
+}

@@ -69,6 +69,7 @@ typedef void dpk_widen_s4_fn(void *dst, int dtype, const uint8_t *src, size_t oc
 /* ---- The table ------------------------------------------------------------------------------ */
 
 struct dpk_kernels {
+    int isa; /* enum dpk_isa */
     /* Product tiles by element types of A and B (named A_B). */
     struct dpk_tile_kernel tile_f32_f32, tile_f32_bf16, tile_f32_f16, tile_bf16_bf16;
     struct dpk_tile_kernel tile_s8, tile_s8_dot; /* the second where dpk_isa_has_dot */
@@ -78,7 +79,7 @@ struct dpk_kernels {
 #undef DPK_KERNEL
 };
 
-/* The table of a level that the machine has. */
+/* The table of a level, NULL if the build has it not. */
 const struct dpk_kernels *dpk_kernels_get(int isa);
 
 /* The tile for these element types: this level's, or the nearest lower level's that has one (ref

@@ -183,7 +183,7 @@ static bool describe_winograd(const struct dpk_cpu *cpu, const struct dpk_call *
     const struct dpk_tensor *x = &call->in[DPK_IN(conv2d, x)];
     const struct dpk_weight *w = &call->wt[DPK_WT(conv2d, w)];
     const struct dpk_conv2d_attrs *a = DPK_ATTRS(conv2d, call->op);
-    if (!cpu->k->tile_s16.fn || cpu->direct) return false;
+    if (!cpu->k->tile_s16.fn || !cpu->winograd) return false;
     if (x->dtype != DPK_BF16 || w->dtype != DPK_BF16 || call->out.dtype != DPK_BF16) return false;
     if (w->shape.dim[1] != 3 || w->shape.dim[2] != 3 || a->stride != 1) return false;
     if (a->pad_top != 1 || a->pad_left != 1 || a->pad_bottom != 1 || a->pad_right != 1) {

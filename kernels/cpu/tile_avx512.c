@@ -92,22 +92,7 @@ static inline __m512 f16_odd(const char *p) {
         }                                                                                          \
         ROWS(STORE)                                                                                \
     }                                                                                              \
-    void dpk_tile_##name##_avx512(const struct dpk_tile *t) {                                      \
-        switch (t->n_panels) {                                                                     \
-        case 1:                                                                                    \
-            name(t, 1);                                                                            \
-            break;                                                                                 \
-        case 2:                                                                                    \
-            name(t, 2);                                                                            \
-            break;                                                                                 \
-        case 3:                                                                                    \
-            name(t, 3);                                                                            \
-            break;                                                                                 \
-        default:                                                                                   \
-            name(t, 4);                                                                            \
-            break;                                                                                 \
-        }                                                                                          \
-    }
+    void dpk_tile_##name##_avx512(const struct dpk_tile *t) { DPK_BY_PANELS(name, t) }
 
 TILE(f32_f32, 1, load_f32, load_f32)
 TILE(f32_bf16, 2, bf16_even, bf16_odd)

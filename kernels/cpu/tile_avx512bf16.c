@@ -72,19 +72,4 @@ static inline __attribute__((always_inline)) void tile(const struct dpk_tile *t,
     ROWS(STORE)
 }
 
-void dpk_tile_bf16_bf16_avx512bf16(const struct dpk_tile *t) {
-    switch (t->n_panels) {
-    case 1:
-        tile(t, 1);
-        break;
-    case 2:
-        tile(t, 2);
-        break;
-    case 3:
-        tile(t, 3);
-        break;
-    default:
-        tile(t, 4);
-        break;
-    }
-}
+void dpk_tile_bf16_bf16_avx512bf16(const struct dpk_tile *t) { DPK_BY_PANELS(tile, t) }

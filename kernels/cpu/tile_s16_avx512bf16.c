@@ -64,18 +64,5 @@ static inline __attribute__((always_inline)) void tile(const struct dpk_tile_s16
 }
 
 void dpk_tile_s16_avx512bf16(const struct dpk_tile_s16 *t) {
-    switch (t->n_panels) {
-    case 1:
-        tile(t, 1);
-        break;
-    case 2:
-        tile(t, 2);
-        break;
-    case 3:
-        tile(t, 3);
-        break;
-    default:
-        tile(t, 4);
-        break;
-    }
+    DPK_BY_PANELS(tile, t)
 }

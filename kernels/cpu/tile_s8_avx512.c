@@ -132,23 +132,5 @@ static inline __attribute__((always_inline)) void tile_madd(const struct dpk_til
     ROWS(STORE)
 }
 
-#define TILE(name, body)                                                                           \
-    void dpk_tile_##name##_avx512(const struct dpk_tile *t) {                                      \
-        switch (t->n_panels) {                                                                     \
-        case 1:                                                                                    \
-            body(t, 1);                                                                            \
-            break;                                                                                 \
-        case 2:                                                                                    \
-            body(t, 2);                                                                            \
-            break;                                                                                 \
-        case 3:                                                                                    \
-            body(t, 3);                                                                            \
-            break;                                                                                 \
-        default:                                                                                   \
-            body(t, 4);                                                                            \
-            break;                                                                                 \
-        }                                                                                          \
-    }
-
-TILE(s8_dot, tile_dot)
-TILE(s8, tile_madd)
+void dpk_tile_s8_dot_avx512(const struct dpk_tile *t) { DPK_BY_PANELS(tile_dot, t) }
+void dpk_tile_s8_avx512(const struct dpk_tile *t) { DPK_BY_PANELS(tile_madd, t) }

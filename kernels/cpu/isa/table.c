@@ -1,0 +1,20 @@
+/* The kernel table of this level. */
+#include "../tiles.h"
+#include "isa.h"
+
+#define TILE(level, member, mr, np, format)                                                        \
+    .tile_##member = {dpk_tile_##member##_##level, mr, np, format},
+#define TILE_S16(level, member, mr, np) .tile_##member = {dpk_tile_##member##_##level, mr, np},
+#define TILES_(level) DPK_TILES_##level(TILE, TILE, TILE_S16)
+#define TILES(level) TILES_(level)
+
+extern const struct dpk_kernels DPK_LEVEL_FN(kernels);
+/* clang-format off */
+const struct dpk_kernels DPK_LEVEL_FN(kernels) = {
+    .isa = DPK_LEVEL_FN(isa),
+    TILES(DPK_LEVEL)
+#define DPK_KERNEL(member, type) .member = DPK_LEVEL_FN(member),
+#include "../kernels.def"
+#undef DPK_KERNEL
+};
+/* clang-format on */

@@ -50,6 +50,10 @@ int dpk_cli_parse(int argc, char **argv, const struct dpk_cli_option *options, s
 int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *options,
                        size_t n_options, const char *const *names, const char **positional,
                        size_t n_positional, struct dpk_cli_list *rest);
+/* What one option does with its argument (NULL for a flag); append a text, borrowed, to a list.
+ * Both print one line, beginning with `command`, and return CLI_USAGE if something is wrong. */
+int dpk_cli_set(const char *command, const struct dpk_cli_option *option, const char *value);
+int dpk_cli_append(const char *command, struct dpk_cli_list *list, const char *text);
 #define CLI_N(array) (sizeof(array) / sizeof *(array))
 
 /* A whole number of 64 bits, decimal or 0x...; false if it is not one. */

@@ -30,7 +30,7 @@ size_t dpk_cli_sizes(const char *text, size_t *out, size_t max) {
     }
 }
 
-static int append(const char *command, struct dpk_cli_list *list, const char *value) {
+int dpk_cli_append(const char *command, struct dpk_cli_list *list, const char *value) {
     const char **grown = realloc(list->at, (list->n + 1) * sizeof *grown);
     if (!grown) return dpk_cli_usage(command, "no memory for the arguments");
     list->at = grown;
@@ -59,7 +59,7 @@ static bool read_bytes(const char *text, uint64_t *out) {
     return true;
 }
 
-static int set_option(const char *command, const struct dpk_cli_option *o, const char *value) {
+int dpk_cli_set(const char *command, const struct dpk_cli_option *o, const char *value) {
     uint64_t whole;
     double real;
     switch (o->kind) {
@@ -70,7 +70,7 @@ static int set_option(const char *command, const struct dpk_cli_option *o, const
         *(const char **)o->to = value;
         return CLI_GOOD;
     case CLI_LIST:
-        return append(command, o->to, value);
+        return dpk_cli_append(command, o->to, value);
     case CLI_COUNT:
         if (!dpk_cli_u64(value, &whole) || whole < 1 || whole > INT32_MAX)
             return dpk_cli_usage(command, "%s %s: want a whole number from 1", o->name, value);
@@ -123,7 +123,7 @@ int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *optio
         if (only_positional || arg[0] != '-' || !arg[1]) {
             if (n < n_positional) positional[n++] = arg;
             else if (!rest) return dpk_cli_usage(command, "one argument too many: %s", arg);
-            else if (append(command, rest, arg)) return CLI_USAGE;
+            else if (dpk_cli_append(command, rest, arg)) return CLI_USAGE;
             continue;
         }
         if (!strcmp(arg, "--")) {
@@ -136,7 +136,7 @@ int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *optio
             if (i + 1 == argc) return dpk_cli_usage(command, "%s needs a value", arg);
             value = argv[++i];
         }
-        if (set_option(command, o, value)) return CLI_USAGE;
+        if (dpk_cli_set(command, o, value)) return CLI_USAGE;
     }
     if (n < n_positional) return dpk_cli_usage(command, "%s is missing", names[n]);
     return CLI_GOOD;

@@ -53,10 +53,26 @@ dist:
 	git archive --prefix=diffpak-$(VERSION)/ HEAD | zstd -q -19 -f -o $(BUILD)/diffpak-$(VERSION).tar.zst
 	@ls -l $(BUILD)/diffpak-$(VERSION).tar.zst
 
+## deb: Debian packages of the last commit in build/deb (needs debhelper)
+DEB := $(BUILD)/deb
+deb:
+	@command -v dh >/dev/null || { echo "deb: no debhelper here: apt-get install debhelper devscripts" >&2; exit 1; }
+	rm -rf $(DEB)
+	mkdir -p $(DEB)
+	git archive --prefix=diffpak-$(VERSION)/ HEAD | tar -xf - -C $(DEB)
+	cp -r $(DEB)/diffpak-$(VERSION)/$(PACKAGE)/debian $(DEB)/diffpak-$(VERSION)
+	printf 'diffpak ($(VERSION)) unstable; urgency=medium\n\n  * Release $(VERSION).\n\n -- %s  %s\n' \
+	    "$$(sed -n 's/^Maintainer: //p' $(PACKAGE)/debian/control)" "$$(git log -1 --format=%cD)" \
+	    >$(DEB)/diffpak-$(VERSION)/debian/changelog
+	cd $(DEB)/diffpak-$(VERSION) && env -u MAKEFLAGS -u MAKELEVEL dpkg-buildpackage -b -us -uc -j2 >../build.log 2>&1 || \
+	    { tail -n 20 ../build.log >&2; exit 1; }
+	rm -rf $(DEB)/diffpak-$(VERSION)
+	@ls -l $(DEB)/*.deb
+
 ## size: what each part costs in the stripped diffpak
 size: $(BIN)/diffpak
 	$(Q)$(CC) $(LDFLAGS) -Wl,-Map=$(BUILD)/size.map $(call obj,$(CLI_SRC)) $(LIB)/libdiffpak.a $(CLI_LIBS) -o $(BUILD)/size.bin
 	$(Q)strip $(BUILD)/size.bin
 	$(Q)awk -v file=$$(wc -c <$(BUILD)/size.bin) -f $(PACKAGE)/size.awk $(BUILD)/size.map
 
-.PHONY: install uninstall dist size
+.PHONY: install uninstall dist deb size

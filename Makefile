@@ -164,6 +164,10 @@ bench-peak: $(BUILD)/tests/bench_peak
 bench-real: all
 	BUILD=$(BUILD) tests/bench_real.sh $(MODELS)
 
+## test-slurm: a job array on a Slurm cluster of this machine alone (root; slurmctld, slurmd, munge)
+test-slurm: all
+	BUILD=$(BUILD) tests/slurm.sh
+
 ## asan: run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 asan:
 	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
@@ -184,6 +188,6 @@ help:
 clean:
 	rm -rf build
 
-.PHONY: all deps test check demo bench bench-peak bench-real asan tsan format help clean
+.PHONY: all deps test check demo bench bench-peak bench-real test-slurm asan tsan format help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -18,140 +18,17 @@
 
 #include <cmocka.h>
 
-/* ---- Calls ----------------------------------------------------------------------------------- */
-
-/* A call with the plain arrays of its operands; w is the integers times their scales. */
-struct call {
-    struct dpk_op op;
-    struct dpk_call call;
-    float *in[DPK_MAX_IN], *w, *b, *scale;
-    int8_t *q;
-    int32_t *colsum;
-    size_t w_bytes, n_scales, rows, k; /* of w */
-    uint32_t seed;
-};
-
-static void open_call(struct call *c, int opcode, uint32_t seed) {
-    memset(c, 0, sizeof *c);
-    c->op.opcode = (uint32_t)opcode;
-    for (int i = 0; i < DPK_MAX_IN; i++) c->op.in[i] = DPK_NONE;
-    for (int i = 0; i < DPK_MAX_WT; i++) c->op.wt[i] = DPK_NONE;
-    c->call.op = &c->op;
-    c->seed = seed;
-}
-
-static const float *give(struct call *c, size_t i, int dtype, struct dpk_shape shape, bool rows) {
-    size_t n = (size_t)dpk_shape_count(&shape), k = (size_t)shape.dim[shape.rank - 1];
-    float *x = int8_need(n * sizeof *x);
-    for (size_t j = 0; j < n; j++) x[j] = test_random_float(&c->seed) * 1.5f;
-    for (size_t j = 0; rows && j < n / k; j++) {
-        static const int kinds[] = {0, 0, 6, 4, 5, 1};
-        int8_draw_row(&c->seed, x + j * k, k, dtype, kinds[test_random_int(&c->seed, 0, 5)]);
-    }
-    test_round(dtype, x, n);
-    c->in[i] = x;
-    c->op.in[i] = 0;
-    c->call.in[i] =
-        (struct dpk_tensor){.data = test_encode_array(dtype, x, n), .dtype = dtype, .shape = shape};
-    return x;
-}
-
-/* Integers of the whole range, rows of extremes and of zeros among them, and scales. */
-static void give_weight(struct call *c, int dtype, uint32_t flags, int group, bool glu,
-                        struct dpk_shape shape) {
-    int lo = dtype == DPK_S4 ? -8 : -128, hi = dtype == DPK_S4 ? 7 : 127;
-    size_t n = (size_t)dpk_shape_count(&shape), k;
-    c->rows = (size_t)shape.dim[0];
-    c->k = k = n / c->rows;
-    size_t per_scale = group ? (size_t)group : k;
-    c->n_scales = n / per_scale;
-    c->q = int8_need(n);
-    c->w = int8_need(n * sizeof *c->w);
-    c->scale = test_guard_alloc(c->n_scales * 4);
-    if (dtype == DPK_S8) c->colsum = test_guard_alloc(c->rows * 4);
-    for (size_t i = 0; i < c->n_scales; i++)
-        c->scale[i] = 1e-3f * (1.1f + test_random_float(&c->seed));
-    for (size_t r = 0; r < c->rows; r++) {
-        int kind = test_random_int(&c->seed, 0, 9), sum = 0;
-        for (size_t i = 0; i < k; i++) {
-            int v = kind == 0   ? lo
-                    : kind == 1 ? hi
-                    : kind == 2 ? 0
-                                : test_random_int(&c->seed, lo, hi);
-            c->q[r * k + i] = (int8_t)v;
-            c->w[r * k + i] = (float)v * c->scale[(r * k + i) / per_scale];
-            sum += v;
-        }
-        if (c->colsum) c->colsum[r] = sum;
-    }
-    c->op.wt[0] = 0;
-    c->call.wt[0] = (struct dpk_weight){.dtype = dtype, .shape = shape, .group = group};
-    c->call.wt[0].layout = glu ? DPK_LAYOUT_PANEL_GLU : DPK_LAYOUT_PANEL;
-    c->call.wt[0].flags = flags;
-    c->call.wt[0].scale = c->scale;
-    c->call.wt[0].colsum = c->colsum;
-    c->call.wt[0].data = test_pack_integers(dtype, c->call.wt[0].layout, &shape, c->q, &c->w_bytes);
-    assert_int_equal(c->w_bytes, dpk_weight_bytes(dtype, c->call.wt[0].layout, &shape));
-}
-
-static void give_bias(struct call *c) {
-    c->b = int8_need(c->rows * sizeof *c->b);
-    for (size_t i = 0; i < c->rows; i++) c->b[i] = test_random_float(&c->seed);
-    c->op.wt[1] = 0;
-    c->call.wt[1] = (struct dpk_weight){.dtype = DPK_F32, .shape = {1, {(int32_t)c->rows}}};
-    c->call.wt[1].data = test_encode_array(DPK_F32, c->b, c->rows);
-}
-
-static size_t finish_call(struct call *c, int dtype) {
-    struct dpk_shape in[DPK_MAX_IN], wt[DPK_MAX_WT];
-    dpk_error err = {0};
-    for (int i = 0; i < DPK_MAX_IN; i++) in[i] = c->call.in[i].shape;
-    for (int i = 0; i < DPK_MAX_WT; i++) wt[i] = c->call.wt[i].shape;
-    if (dpk_op_shape(&c->op, "test", in, wt, &c->call.out.shape, &err)) fail_msg("%s", err.msg);
-    c->call.out.dtype = dtype;
-    return (size_t)dpk_shape_count(&c->call.out.shape);
-}
-
-static void close_call(struct call *c) {
-    for (int i = 0; i < DPK_MAX_IN; i++) {
-        const struct dpk_tensor *t = &c->call.in[i];
-        if (c->in[i])
-            test_guard_free(t->data,
-                            (size_t)dpk_shape_count(&t->shape) * test_dtype_bytes(t->dtype));
-        free(c->in[i]);
-    }
-    test_guard_free((void *)(uintptr_t)c->call.wt[0].data, c->w_bytes);
-    test_guard_free(c->scale, c->n_scales * 4);
-    test_guard_free(c->colsum, c->rows * 4);
-    test_guard_free((void *)(uintptr_t)c->call.wt[1].data, c->rows * 4);
-    free(c->q), free(c->w), free(c->b);
-}
-
-static void *run(struct dpk_backend *be, const struct call *c, size_t n, int in_place) {
-    struct dpk_call call = c->call;
-    size_t bytes = n * test_dtype_bytes(call.out.dtype);
-    size_t scratch = (be->scratch_bytes(be, &call) + 63) / 64 * 64;
-    dpk_error err = {0};
-    call.out.data = test_guard_alloc(bytes);
-    call.scratch = test_guard_alloc(scratch);
-    if (in_place >= 0) {
-        memcpy(call.out.data, call.in[in_place].data, bytes);
-        call.in[in_place].data = call.out.data;
-    }
-    if (be->run(be, &call, &err)) fail_msg("%s", err.msg);
-    test_guard_free(call.scratch, scratch);
-    return call.out.data;
-}
+/* ---- Checks -------------------------------------------------------------------------------- */
 
 /* Every variant within `relative` of the magnitude (and the result's rounding); all numbers of
  * threads, and in place, the same bits. */
-static void check(const struct call *c, size_t n, const double *want, const double *magnitude,
+static void check(const struct int8_call *c, size_t n, const double *want, const double *magnitude,
                   double relative, int residual, const char *what) {
     int dtype = c->call.out.dtype;
     size_t bytes = n * test_dtype_bytes(dtype);
     for (int v = 0; v < INT8_VARIANTS; v++) {
         if (!int8_backends[v][1]) continue;
-        void *first = run(int8_backends[v][1], c, n, -1);
+        void *first = int8_run(int8_backends[v][1], c, n, -1);
         float *got = test_decode_array(dtype, first, n);
         for (size_t i = 0; i < n; i++) {
             double tolerance = relative * magnitude[i] + 1e-20;
@@ -164,7 +41,7 @@ static void check(const struct call *c, size_t n, const double *want, const doub
         free(got);
         for (int t = 2; t <= INT8_THREADS + (residual >= 0); t++) {
             bool last = t > INT8_THREADS;
-            void *again = run(int8_backends[v][last ? 2 : t], c, n, last ? residual : -1);
+            void *again = int8_run(int8_backends[v][last ? 2 : t], c, n, last ? residual : -1);
             if (memcmp(first, again, bytes) != 0)
                 fail_msg("%s %s: other bits %s", int8_variant_name(v), what,
                          last ? "in place" : "with more threads");
@@ -229,7 +106,7 @@ struct sum {
 
 /* Row m by row r of the weight, plus its bias. The magnitude is that of a float sum, or of W8A8,
  * whose sum is exact, that of the sum. */
-static struct sum dot(const struct call *c, const struct kind *kind, const struct rows *rows,
+static struct sum dot(const struct int8_call *c, const struct kind *kind, const struct rows *rows,
                       size_t m, size_t r) {
     struct sum s = {0, 0};
     size_t group = kind->group ? (size_t)kind->group : c->k;
@@ -255,8 +132,9 @@ static struct sum activate(struct sum s, int act) {
     return s;
 }
 
-static void reference(const struct call *c, const struct linear_case *l, const struct kind *kind,
-                      const struct rows *a, double *want, double *magnitude) {
+static void reference(const struct int8_call *c, const struct linear_case *l,
+                      const struct kind *kind, const struct rows *a, double *want,
+                      double *magnitude) {
     size_t n = (size_t)l->n;
     const float *gate = c->in[DPK_IN(linear, gate)], *res = c->in[DPK_IN(linear, residual)];
     for (size_t i = 0; i < (size_t)(l->images * l->rows) * n; i++) {
@@ -291,26 +169,28 @@ static double tolerance(const struct kind *kind, int dtype, bool act) {
 
 static void check_linear(const struct linear_case *l, const struct kind *kind, int dtype,
                          uint32_t seed) {
-    struct call c;
+    struct int8_call c;
     char what[160];
     int rows_of_w = l->attrs.glu ? 2 * l->n : l->n;
-    open_call(&c, DPK_OP_linear, seed);
+    int8_open(&c, DPK_OP_linear, seed);
     memcpy(c.op.attr, &l->attrs, offsetof(struct dpk_linear_attrs, end_));
-    const float *x2 = NULL, *x = give(&c, DPK_IN(linear, x), dtype,
-                                      (struct dpk_shape){3, {l->images, l->rows, l->k1}}, true);
+    const float *x2 = NULL,
+                *x = int8_give(&c, DPK_IN(linear, x), dtype,
+                               (struct dpk_shape){3, {l->images, l->rows, l->k1}}, true);
     if (l->k2)
-        x2 = give(&c, DPK_IN(linear, x2), dtype, (struct dpk_shape){3, {l->images, l->rows, l->k2}},
-                  true);
+        x2 = int8_give(&c, DPK_IN(linear, x2), dtype,
+                       (struct dpk_shape){3, {l->images, l->rows, l->k2}}, true);
     struct dpk_shape out = {3, {l->images, l->rows, l->n}};
-    if (l->residual) give(&c, DPK_IN(linear, residual), dtype, out, false);
+    if (l->residual) int8_give(&c, DPK_IN(linear, residual), dtype, out, false);
     if (l->gate) {
         c.op.attr[offsetof(struct dpk_linear_attrs, gate_off) / 4].i = 1;
-        give(&c, DPK_IN(linear, gate), dtype, (struct dpk_shape){2, {l->images, l->n + 2}}, false);
+        int8_give(&c, DPK_IN(linear, gate), dtype, (struct dpk_shape){2, {l->images, l->n + 2}},
+                  false);
     }
-    give_weight(&c, kind->dtype, kind->flags, kind->group, l->attrs.glu,
-                (struct dpk_shape){2, {rows_of_w, l->k1 + l->k2}});
-    if (l->bias) give_bias(&c);
-    size_t n = finish_call(&c, dtype);
+    int8_give_weight(&c, kind->dtype, kind->flags, kind->group, l->attrs.glu,
+                     (struct dpk_shape){2, {rows_of_w, l->k1 + l->k2}});
+    if (l->bias) int8_give_bias(&c);
+    size_t n = int8_finish(&c, dtype);
     struct rows a = effective(kind, x, x2, l->k1, l->k2, (size_t)(l->images * l->rows), dtype);
     double *want = int8_need(2 * n * sizeof *want);
     reference(&c, l, kind, &a, want, want + n);
@@ -320,7 +200,7 @@ static void check_linear(const struct linear_case *l, const struct kind *kind, i
     check(&c, n, want, want + n, tolerance(kind, dtype, l->attrs.act != 0),
           l->residual ? (int)DPK_IN(linear, residual) : -1, what);
     free(a.a), free(a.scale), free(want);
-    close_call(&c);
+    int8_close(&c);
 }
 
 static void test_linear_random(void **state) {
@@ -373,21 +253,21 @@ static void test_not_finite(void **state) {
     for (int kind = 0; kind < 2; kind++)
         for (int v = 0; v < INT8_VARIANTS; v++) {
             if (!int8_backends[v][1]) continue;
-            struct call c;
-            open_call(&c, DPK_OP_linear, 3);
-            give(&c, 0, DPK_F32, (struct dpk_shape){2, {l.rows, l.k1}}, false);
+            struct int8_call c;
+            int8_open(&c, DPK_OP_linear, 3);
+            int8_give(&c, 0, DPK_F32, (struct dpk_shape){2, {l.rows, l.k1}}, false);
             ((float *)c.call.in[0].data)[2 * l.k1 + 7] = NAN;
             ((float *)c.call.in[0].data)[5 * l.k1 + 49] = -INFINITY;
-            give_weight(&c, DPK_S8, kinds[kind].flags, 0, false,
-                        (struct dpk_shape){2, {l.n, l.k1}});
-            size_t n = finish_call(&c, DPK_F32);
-            float *y = run(int8_backends[v][1], &c, n, -1);
+            int8_give_weight(&c, DPK_S8, kinds[kind].flags, 0, false,
+                             (struct dpk_shape){2, {l.n, l.k1}});
+            size_t n = int8_finish(&c, DPK_F32);
+            float *y = int8_run(int8_backends[v][1], &c, n, -1);
             for (size_t i = 0; i < n; i++) {
                 size_t row = i / (size_t)l.n;
                 assert_int_equal(isnan(y[i]) != 0, row == 2 || row == 5);
             }
             test_guard_free(y, n * 4);
-            close_call(&c);
+            int8_close(&c);
         }
 }
 
@@ -437,23 +317,23 @@ static float *patches(const struct conv_case *v, const float *x, const struct dp
 /* A convolution is the linear of its patches. */
 static void check_conv(const struct conv_case *v, const struct kind *kind, int dtype,
                        uint32_t seed) {
-    struct call c;
+    struct int8_call c;
     char what[160];
-    open_call(&c, DPK_OP_conv2d, seed);
+    int8_open(&c, DPK_OP_conv2d, seed);
     struct dpk_conv2d_attrs attrs = {.stride = v->stride, .upsample = v->up, .act = DPK_ACT_SILU};
     attrs.pad_top = attrs.pad_left = attrs.pad_bottom = attrs.pad_right = v->pad;
     memcpy(c.op.attr, &attrs, offsetof(struct dpk_conv2d_attrs, end_));
-    const float *x = give(&c, DPK_IN(conv2d, x), dtype,
-                          (struct dpk_shape){4, {v->images, v->h, v->w, v->c}}, true);
-    give_weight(&c, kind->dtype, kind->flags, kind->group, false,
-                (struct dpk_shape){4, {v->n, v->kh, v->kw, v->c}});
-    if (v->bias) give_bias(&c);
+    const float *x = int8_give(&c, DPK_IN(conv2d, x), dtype,
+                               (struct dpk_shape){4, {v->images, v->h, v->w, v->c}}, true);
+    int8_give_weight(&c, kind->dtype, kind->flags, kind->group, false,
+                     (struct dpk_shape){4, {v->n, v->kh, v->kw, v->c}});
+    if (v->bias) int8_give_bias(&c);
     const float *temb = NULL, *res = NULL;
     if (v->temb)
-        temb =
-            give(&c, DPK_IN(conv2d, temb), dtype, (struct dpk_shape){2, {v->images, v->n}}, false);
-    size_t n = finish_call(&c, dtype), pixels = n / (size_t)v->n;
-    if (v->residual) res = give(&c, DPK_IN(conv2d, residual), dtype, c.call.out.shape, false);
+        temb = int8_give(&c, DPK_IN(conv2d, temb), dtype, (struct dpk_shape){2, {v->images, v->n}},
+                         false);
+    size_t n = int8_finish(&c, dtype), pixels = n / (size_t)v->n;
+    if (v->residual) res = int8_give(&c, DPK_IN(conv2d, residual), dtype, c.call.out.shape, false);
     float *rows = patches(v, x, &c.call.out.shape);
     struct rows a = effective(kind, rows, NULL, (int)c.k, 0, pixels, dtype);
     double *want = int8_need(2 * n * sizeof *want);
@@ -475,7 +355,7 @@ static void check_conv(const struct conv_case *v, const struct kind *kind, int d
     check(&c, n, want, want + n, tolerance(kind, dtype, true),
           v->residual ? (int)DPK_IN(conv2d, residual) : -1, what);
     free(rows), free(a.a), free(a.scale), free(want);
-    close_call(&c);
+    int8_close(&c);
 }
 
 static void test_conv(void **state) {
@@ -534,15 +414,16 @@ static void check_golden(const char *base, const char *prefix, const struct kind
     struct dpk_tensor_info *qw = find(prefix, "qw");
     assert_non_null(qw);
     int rows = (int)find(base, ".x")->dim[0], n = (int)qw->dim[0], k = (int)qw->dim[1];
-    struct call c;
+    struct int8_call c;
     dpk_error err;
     float *x = golden(base, ".x"), *y = golden(prefix, "y"), *scale = golden(prefix, "sw");
     double *want = int8_need(2 * (size_t)(rows * n) * sizeof *want), top = 0;
-    open_call(&c, DPK_OP_linear, 1);
-    give(&c, 0, dtype, (struct dpk_shape){2, {rows, k}}, false);
+    int8_open(&c, DPK_OP_linear, 1);
+    int8_give(&c, 0, dtype, (struct dpk_shape){2, {rows, k}}, false);
     test_guard_free(c.call.in[0].data, (size_t)(rows * k) * test_dtype_bytes(dtype));
     c.call.in[0].data = test_encode_array(dtype, x, (size_t)(rows * k));
-    give_weight(&c, kind->dtype, kind->flags, kind->group, false, (struct dpk_shape){2, {n, k}});
+    int8_give_weight(&c, kind->dtype, kind->flags, kind->group, false,
+                     (struct dpk_shape){2, {n, k}});
     assert_int_equal(dpk_tensors_read(goldens, qw, 0, c.q, (size_t)(n * k), &err), DPK_OK);
     memcpy(c.scale, scale, c.n_scales * 4);
     for (int r = 0; c.colsum && r < n; r++) c.colsum[r] = dpk_quantized_sum(c.q + r * k, (size_t)k);
@@ -551,15 +432,15 @@ static void check_golden(const char *base, const char *prefix, const struct kind
         test_pack_integers(kind->dtype, DPK_LAYOUT_PANEL, &c.call.wt[0].shape, c.q, &c.w_bytes);
     if (find(base, ".b")) {
         float *b = golden(base, ".b");
-        give_bias(&c);
+        int8_give_bias(&c);
         memcpy((void *)(uintptr_t)c.call.wt[1].data, b, c.rows * 4);
         free(b);
     }
-    size_t count = finish_call(&c, dtype);
+    size_t count = int8_finish(&c, dtype);
     for (size_t i = 0; i < count; i++) top = fmax(top, fabs((double)y[i]));
     for (size_t i = 0; i < count; i++) want[i] = (double)y[i], want[count + i] = top;
     check(&c, count, want, want + count, relative, -1, prefix);
-    close_call(&c);
+    int8_close(&c);
     free(x), free(y), free(scale), free(want);
 }
 

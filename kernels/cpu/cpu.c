@@ -1,5 +1,6 @@
 /* The CPU backend object: creation, memory, and the dispatch of calls to operators. */
 #include "ops_cpu.h"
+#include "rows8.h"
 
 #include "../../formats/fail.h"
 
@@ -65,6 +66,30 @@ static bool cpu_in_place(const struct dpk_backend *be, const struct dpk_call *ca
     const struct op_entry *entry = find_entry(call);
     (void)be;
     return entry && i >= 0 && i < DPK_MAX_IN && (*entry->in_place >> i & 1);
+}
+
+static bool always(const struct dpk_cpu *cpu, const struct dpk_call *call) {
+    (void)cpu, (void)call;
+    return true;
+}
+
+/* Operators that make quantized rows, and when. */
+static bool (*const makes_rows8[DPK_N_OPCODES])(const struct dpk_cpu *, const struct dpk_call *) = {
+    [DPK_OP_linear] = dpk_cpu_rows8_linear,
+    [DPK_OP_group_norm] = always,
+    [DPK_OP_layer_norm] = always,
+};
+
+static uint64_t cpu_rows8_bytes(const struct dpk_backend *be, const struct dpk_call *call) {
+    const struct dpk_cpu *cpu = (const struct dpk_cpu *)be;
+    uint32_t opcode = call->op->opcode;
+    if (opcode >= DPK_N_OPCODES || !makes_rows8[opcode] || !makes_rows8[opcode](cpu, call)) {
+        return 0;
+    }
+    const struct dpk_shape *s = &call->out.shape;
+    int64_t n = s->dim[s->rank - 1];
+    struct dpk_rows8 rows = dpk_rows8_of(cpu, call->out.dtype, call->out.rows8);
+    return (uint64_t)(dpk_shape_count(s) / n) * dpk_rows8_stride(&rows, (size_t)n);
 }
 
 static int cpu_run(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err) {
@@ -161,6 +186,7 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
         .attach = cpu_attach,
         .scratch_bytes = cpu_scratch_bytes,
         .in_place = cpu_in_place,
+        .rows8_bytes = cpu_rows8_bytes,
         .run = cpu_run,
     };
     *be = &cpu->base;

@@ -15,10 +15,14 @@ static int64_t round_rows(int64_t rows, int mr) { return (rows + mr - 1) / mr * 
 
 static int64_t clamp(int64_t v, int64_t lo, int64_t hi) { return v < lo ? lo : v > hi ? hi : v; }
 
-/* Bytes of a worker's scratch: the tiles' row pointers, then the packed rows, then a group of
- * columns. */
+/* Bytes of a worker's scratch: the tiles' row pointers, then the packed rows, the results
+ * that will be quantized, a group of columns. */
 static size_t pointer_bytes(const struct dpk_gemm *g) {
     return dpk_round_up((size_t)g->block_rows * (size_t)g->n_seg * sizeof(void *), 64);
+}
+static size_t made_bytes(const struct dpk_gemm *g) {
+    size_t row = g->made.k ? g->epilogue.stride * dpk_dtype_bytes(g->made.dtype) : 0;
+    return (size_t)g->block_rows * row;
 }
 static size_t pack_bytes(const struct dpk_gemm *g) {
     return g->shared_bytes ? 0 : dpk_round_up((size_t)g->block_rows * g->pack_bytes, 64);
@@ -37,7 +41,7 @@ size_t dpk_gemm_plan(const struct dpk_cpu *cpu, struct dpk_gemm *g) {
     /* A few tasks for each worker: first by splitting the panels, then the rows. */
     int64_t want = workers == 1 ? 1 : 4 * workers;
     int64_t row_blocks = (g->m + g->block_rows - 1) / g->block_rows;
-    int64_t splits = clamp((want + row_blocks - 1) / row_blocks, 1, groups);
+    int64_t splits = g->made.k ? 1 : clamp((want + row_blocks - 1) / row_blocks, 1, groups);
     g->block_panels = (int32_t)((groups + splits - 1) / splits * np);
     splits = (g->panels + g->block_panels - 1) / g->block_panels;
     if (row_blocks * splits < want) {
@@ -49,7 +53,7 @@ size_t dpk_gemm_plan(const struct dpk_cpu *cpu, struct dpk_gemm *g) {
     splits = (g->panels + g->block_panels - 1) / g->block_panels;
     size_t all = (size_t)round_rows(g->m, mr) * g->pack_bytes;
     g->shared_bytes = g->a_dtype == DPK_S8 && splits > 1 && all <= MAX_SHARED ? all : 0;
-    g->worker_bytes = pointer_bytes(g) + pack_bytes(g) + dpk_gemm_columns_bytes(g);
+    g->worker_bytes = pointer_bytes(g) + pack_bytes(g) + made_bytes(g) + dpk_gemm_columns_bytes(g);
     return g->worker_bytes * (size_t)workers + g->shared_bytes;
 }
 
@@ -70,12 +74,20 @@ static void prefetch_rows(const char *row, int rows, size_t n_bytes, size_t stri
     }
 }
 
-/* One tile: rows m0 .. m0 + rows, panels p .. p + np. */
-static void run_tile(const struct dpk_gemm *g, int64_t m0, int rows, int32_t p, int32_t np,
-                     const struct dpk_gemm_columns *columns, const void *const *a, float *c) {
+/* The rows of a tile: m .. m + n, their results from out on. */
+struct tile_rows {
+    int64_t m;
+    int n;
+    const void *const *a;
+    char *out;
+};
+
+/* One tile: panels p .. p + np. */
+static void run_tile(const struct dpk_gemm *g, const struct tile_rows *rows, int32_t p, int32_t np,
+                     const struct dpk_gemm_columns *columns, float *c) {
     float scale_a[DPK_MAX_MR];
     struct dpk_tile t = {
-        .a = a,
+        .a = rows->a,
         .k_len = g->k_len,
         .n_seg = g->n_seg,
         .n_panels = np,
@@ -86,7 +98,7 @@ static void run_tile(const struct dpk_gemm *g, int64_t m0, int rows, int32_t p, 
     };
     if (g->a_dtype == DPK_S8) {
         for (int r = 0; r < g->tile->mr; r++) {
-            memcpy(&scale_a[r], (const char *)a[r] - DPK_ROW_HEAD, sizeof scale_a[r]);
+            memcpy(&scale_a[r], (const char *)rows->a[r] - DPK_ROW_HEAD, sizeof scale_a[r]);
         }
         t.offset = columns->offset;
         t.scale_a = scale_a;
@@ -94,21 +106,21 @@ static void run_tile(const struct dpk_gemm *g, int64_t m0, int rows, int32_t p, 
     }
     struct dpk_epilogue e = g->epilogue;
     int32_t width = e.glu ? 8 : 16, n0 = p * width;
-    size_t bytes = dpk_dtype_bytes(e.dtype), at = ((size_t)m0 * e.stride + (size_t)n0) * bytes;
+    size_t bytes = dpk_dtype_bytes(e.dtype);
     e.c = c;
     e.c_stride = t.c_stride;
-    e.rows = rows;
+    e.rows = rows->n;
     e.n = g->n - n0 < np * width ? g->n - n0 : np * width;
     if (columns->scaled) e.scale = columns->scale;
     if (e.bias) e.bias += n0;
     if (e.bias_glu) e.bias_glu += n0;
-    if (g->temb) image_rows(g, g->temb, m0, rows, n0, e.temb);
-    if (g->gate) image_rows(g, g->gate, m0, rows, n0, e.gate);
+    if (g->temb) image_rows(g, g->temb, rows->m, rows->n, n0, e.temb);
+    if (g->gate) image_rows(g, g->gate, rows->m, rows->n, n0, e.gate);
     if (e.residual) {
-        e.residual = (const char *)e.residual + at;
-        prefetch_rows(e.residual, rows, (size_t)e.n * bytes, e.stride * bytes);
+        e.residual = (const char *)e.residual + ((size_t)rows->m * e.stride + (size_t)n0) * bytes;
+        prefetch_rows(e.residual, rows->n, (size_t)e.n * bytes, e.stride * bytes);
     }
-    e.out = (char *)e.out + at;
+    e.out = rows->out + (size_t)n0 * bytes;
     g->tile->fn(&t);
     g->k->epilogue(&e);
 }
@@ -149,7 +161,10 @@ static void run_task(void *arg, int task, int worker) {
     int32_t p1 = p0 + g->block_panels < g->panels ? p0 + g->block_panels : g->panels;
     char *mine = job->scratch + (size_t)worker * g->worker_bytes;
     const void **pointers = (const void **)(void *)mine;
-    char *pack = mine + pointer_bytes(g), *strip = pack + pack_bytes(g);
+    char *pack = mine + pointer_bytes(g), *made = pack + pack_bytes(g);
+    char *strip = made + made_bytes(g);
+    size_t row_bytes = g->epilogue.stride * dpk_dtype_bytes(g->epilogue.dtype);
+    char *out = g->made.k ? made : (char *)g->epilogue.out + (size_t)begin * row_bytes;
     struct dpk_gemm_columns columns;
     _Alignas(64) float c[DPK_MAX_MR * 64];
     size_t per_tile = (size_t)g->n_seg * (size_t)mr;
@@ -164,9 +179,20 @@ static void run_task(void *arg, int task, int worker) {
         int32_t n = p1 - p < np ? p1 - p : np;
         dpk_gemm_columns(g, p, n, strip, &columns);
         for (int64_t m = begin, t = 0; m < end; m += mr, t++) {
-            int rows = (int)(end - m < mr ? end - m : mr);
-            run_tile(g, m, rows, p, n, &columns, pointers + (size_t)t * per_tile, c);
+            struct tile_rows rows = {
+                .m = m,
+                .n = (int)(end - m < mr ? end - m : mr),
+                .a = pointers + (size_t)t * per_tile,
+                .out = out + (size_t)(m - begin) * row_bytes,
+            };
+            run_tile(g, &rows, p, n, &columns, c);
         }
+    }
+    if (!g->made.k) return;
+    size_t n = (size_t)g->n, stride = dpk_rows8_stride(&g->made, n);
+    char *to = (char *)g->epilogue.out + (size_t)begin * stride;
+    for (int64_t m = begin; m < end; m++, to += stride, made += row_bytes) {
+        dpk_rows8_put(&g->made, to, made, n);
     }
 }
 

@@ -8,32 +8,29 @@
 #ifndef DPK_GEMM_H
 #define DPK_GEMM_H
 
-#include "cpu.h"
+#include "rows8.h"
 
 #include <stddef.h>
 
-enum {
-    DPK_MAX_SEG = 64, /* more segments than this: the operator packs them into one */
-    DPK_ROW_HEAD = 64 /* bytes before a quantized row; the first four are its scale, a float */
-};
+enum { DPK_MAX_SEG = 64 }; /* more segments than this: the operator packs them into one */
 
 struct dpk_gemm {
     const struct dpk_kernels *k;
     const struct dpk_tile_kernel *tile;
     /* The weight, filled by dpk_gemm_weight. There are three kinds of products:
      *   plain      panels as they lie in the file, A of a_dtype
-     *   integer    a_dtype is DPK_S8: rows of A quantized by the operator (dpk_gemm_row_scale,
-     *              dpk_gemm_quantize), s8 panels as they lie in the file
+     *   integer    a_dtype is DPK_S8: rows of A quantized, by the operator or before it; s8 panels as
+     *              they lie in the file
      *   widened    strip_dtype is not 0: s8 or s4 panels become panels of this type, a group of
      *              columns at a time, in the worker's scratch */
     const struct dpk_weight *w;
     int a_dtype, strip_dtype;
-    bool torchao;       /* the rule of integer products */
-    size_t k_padded;    /* k's of a panel in the file */
-    size_t c_padded;    /* and those of a tap */
-    size_t b_stride;    /* bytes of a panel in the file */
-    size_t tile_stride; /* bytes of a panel that tiles read */
-    int tile_group;     /* k's that adjoin in it: segments but the last are a multiple of them */
+    struct dpk_rows8 rows8; /* of integer products */
+    size_t k_padded;        /* k's of a panel in the file */
+    size_t c_padded;        /* and those of a tap */
+    size_t b_stride;        /* bytes of a panel in the file */
+    size_t tile_stride;     /* bytes of a panel that tiles read */
+    int tile_group; /* k's that adjoin in it: segments but the last are a multiple of them */
     size_t scales_bytes;
     int64_t m;          /* rows */
     int32_t n;          /* result columns */
@@ -48,10 +45,15 @@ struct dpk_gemm {
     size_t image_stride;     /* elements; 0: one row for all */
     int64_t rows_per_image;
     /* Point a[s * mr + r] at segment s of row m0 + r for r < mr, rows from `rows` on repeating the
-     * last; pack is pack_bytes times mr for this tile. Integer products: there is one segment, and
-     * row r is packed DPK_ROW_HEAD bytes after pack + r * pack_bytes. */
+     * last; pack is pack_bytes times mr for this tile. Integer products: there is one segment, its
+     * integers DPK_ROW_HEAD bytes after the head of a row, and that packed is at
+     * pack + r * pack_bytes. */
     void (*rows)(const void *op, int64_t m0, int rows, int mr, const void **a, char *pack);
     const void *op;
+    /* Results as quantized rows, where made.k is not NULL: a task makes whole rows, in numbers in
+     * the worker's scratch, then quantizes them. Needs epilogue.stride before dpk_gemm_plan, which
+     * is that of the numbers, and no residual. */
+    struct dpk_rows8 made;
     /* Filled by dpk_gemm_plan. */
     int64_t block_rows;
     int32_t block_panels;
@@ -76,19 +78,6 @@ void dpk_gemm_run(struct dpk_cpu *cpu, const struct dpk_gemm *g, void *scratch);
  * f32). */
 void dpk_gemm_pack(const struct dpk_cpu *cpu, void *dst, int a_dtype, const void *src, int x_dtype,
                    size_t n);
-
-/* Rows of integer products. The scale of a row of x_dtype whose largest magnitude is `top`: NaN
- * unless that is finite. And n elements of x to q, where zeros follow up to a multiple of 4;
- * dpk_gemm_quantized_bytes apart in q. With the scale NaN they are zeros: results are NaN, bad
- * values are passed on. */
-float dpk_gemm_row_scale(const struct dpk_gemm *g, int x_dtype, float top);
-void dpk_gemm_quantize(const struct dpk_gemm *g, void *q, float scale, const void *x, int x_dtype,
-                       size_t n);
-static inline size_t dpk_gemm_quantized_bytes(const struct dpk_gemm *g, size_t n) {
-    return (n + 3) / 4 * 4 * (g->tile->a_format == DPK_A_S16 ? 2 : 1);
-}
-/* The larger of two magnitudes, NaN if either is. */
-static inline float dpk_larger(float a, float b) { return a > b || a != a ? a : b; }
 
 /* One group of columns, panels p .. p + n of the weight, as tiles and epilogue take it. scratch:
  * dpk_gemm_columns_bytes. */

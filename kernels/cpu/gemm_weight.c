@@ -1,5 +1,4 @@
-/* The weights of a product: which tile takes them, quantized rows beside them, quantized panels
- * widened for the tiles of floats (contract: gemm.h).
+/* The weights of a product: which tile takes them, quantized panels widened for the tiles of floats (contract: gemm.h).
  *
  * Widening a group of columns costs about a hundredth of the tiles that then read it, once per
  * block of rows, and leaves the tiles what they are for weights of the file's own. Integers of 8
@@ -7,7 +6,6 @@
  * multiplied by the scales of their groups here. */
 #include "gemm.h"
 
-#include <math.h>
 #include <string.h>
 
 /* Float products of `w_dtype`: x itself where this level multiplies it. */
@@ -29,7 +27,7 @@ bool dpk_gemm_weight(struct dpk_gemm *g, const struct dpk_cpu *cpu, const struct
     g->strip_dtype = 0;
     if (w->dtype == DPK_S8 && w->flags & DPK_TENSOR_DYNAMIC) {
         g->a_dtype = DPK_S8;
-        g->torchao = w->flags & DPK_TENSOR_TORCHAO;
+        g->rows8 = dpk_rows8_of(cpu, x_dtype, w->flags);
         g->tile = dpk_cpu_tile_s8(cpu->isa, cpu->dot);
     } else {
         if (w->dtype == DPK_S8) g->strip_dtype = DPK_BF16;
@@ -51,40 +49,6 @@ bool dpk_gemm_weight(struct dpk_gemm *g, const struct dpk_cpu *cpu, const struct
     if (g->strip_dtype) g->tile_stride = g->k_padded * 16 * dpk_dtype_bytes(g->strip_dtype);
     g->scales_bytes = w->dtype == DPK_S4 ? g->k_padded / (size_t)w->group * 64 : 0;
     return true;
-}
-
-/* ---- Rows ------------------------------------------------------------------------------------ */
-
-static float round_bf16(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
-/* torchao divides in the type of the activations. */
-float dpk_gemm_row_scale(const struct dpk_gemm *g, int x_dtype, float top) {
-    if (!isfinite(top)) return NAN;
-    if (!g->torchao) return fmaxf(top, 1e-5f) / 127.0f;
-    float s = top / 127.5f;
-    return fmaxf(x_dtype == DPK_BF16 ? round_bf16(s) : s, 0x1p-23f);
-}
-
-void dpk_gemm_quantize(const struct dpk_gemm *g, void *q, float scale, const void *x, int x_dtype,
-                       size_t n) {
-    if (isnan(scale)) {
-        memset(q, g->tile->a_format == DPK_A_U8 ? 128 : 0, dpk_gemm_quantized_bytes(g, n));
-        return;
-    }
-    struct dpk_quantize t = {.x = x,
-                             .dtype = x_dtype,
-                             .format = g->tile->a_format,
-                             .n = n,
-                             .scale = scale,
-                             .torchao = g->torchao,
-                             .q = q};
-    g->k->quantize(&t);
 }
 
 /* ---- Columns --------------------------------------------------------------------------------- */

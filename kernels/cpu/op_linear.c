@@ -3,7 +3,8 @@
  * Rows of x are multiplied where they are; concatenation is a second segment. They are packed
  * (copied, widened) into the worker's scratch when the tile wants float32 of bfloat16 rows, when x
  * ends between the two k's of a pair, or when rows lie a multiple of 4 KiB apart: the rows of a
- * tile then compete for the same lines of L1. Rows of integer products are packed as integers. */
+ * tile then compete for the same lines of L1. Rows of integer products are packed as integers,
+ * unless they come quantized. */
 #include "gemm.h"
 #include "ops_cpu.h"
 
@@ -17,6 +18,7 @@ struct linear {
     const struct dpk_cpu *cpu;
     const char *x, *x2;
     size_t k1, k2;
+    size_t x_stride; /* of quantized rows */
     int x_dtype;
     const struct dpk_gemm *g;
 };
@@ -52,33 +54,32 @@ static void pack_rows(const void *op, int64_t m0, int rows, int mr, const void *
 /* x ends inside a group of four k's: both rows are first copied behind the packed one. */
 static bool is_split(const struct linear *l) { return l->k2 && l->k1 % 4; }
 
-static size_t quantized_row_bytes(const struct linear *l, const struct dpk_gemm *g) {
-    size_t k = l->k1 + l->k2;
-    size_t n = DPK_ROW_HEAD + dpk_round_up(dpk_gemm_quantized_bytes(g, k), 64);
+static size_t packed_row_bytes(const struct linear *l, const struct dpk_gemm *g) {
+    size_t k = l->k1 + l->k2, n = dpk_rows8_stride(&g->rows8, k);
     if (is_split(l)) n += dpk_round_up(k * dpk_dtype_bytes(l->x_dtype), 64);
     return n % 4096 == 0 ? n + 64 : n;
 }
 
 static void quantize_row(const struct linear *l, size_t m, char *row) {
-    const struct dpk_gemm *g = l->g;
+    const struct dpk_rows8 *r = &l->g->rows8;
     size_t bytes = dpk_dtype_bytes(l->x_dtype), k1 = l->k1, k2 = l->k2;
     const char *x = l->x + m * k1 * bytes, *x2 = l->x2 ? l->x2 + m * k2 * bytes : NULL;
-    char *q = row + DPK_ROW_HEAD;
-    if (is_split(l)) {
-        char *copy = q + dpk_round_up(dpk_gemm_quantized_bytes(g, k1 + k2), 64);
+    if (!x2) {
+        dpk_rows8_put(r, row, x, k1);
+    } else if (is_split(l)) {
+        char *copy = row + dpk_rows8_stride(r, k1 + k2);
         memcpy(copy, x, k1 * bytes);
         memcpy(copy + k1 * bytes, x2, k2 * bytes);
-        x = copy;
-        k1 += k2;
-        x2 = NULL;
+        dpk_rows8_put(r, row, copy, k1 + k2);
+    } else {
+        const struct dpk_kernels *k = l->g->k;
+        char *q = row + DPK_ROW_HEAD;
+        float top = dpk_larger(k->magnitude(x, l->x_dtype, k1), k->magnitude(x2, l->x_dtype, k2));
+        float scale = dpk_rows8_scale(r, top);
+        memcpy(row, &scale, sizeof scale);
+        dpk_rows8_integers(r, q, scale, x, k1);
+        dpk_rows8_integers(r, q + dpk_rows8_bytes(r, k1), scale, x2, k2);
     }
-    float top = g->k->magnitude(x, l->x_dtype, k1);
-    if (x2) top = dpk_larger(top, g->k->magnitude(x2, l->x_dtype, k2));
-    float scale = dpk_gemm_row_scale(g, l->x_dtype, top);
-    memcpy(row, &scale, sizeof scale);
-    dpk_gemm_quantize(g, q, scale, x, l->x_dtype, k1);
-    if (!x2) return;
-    dpk_gemm_quantize(g, q + dpk_gemm_quantized_bytes(g, k1), scale, x2, l->x_dtype, k2);
 }
 
 static void quantize_rows(const void *op, int64_t m0, int rows, int mr, const void **a,
@@ -93,10 +94,27 @@ static void quantize_rows(const void *op, int64_t m0, int rows, int mr, const vo
     }
 }
 
+/* x made as quantized rows. */
+static void point_quantized(const void *op, int64_t m0, int rows, int mr, const void **a,
+                            char *pack) {
+    const struct linear *l = op;
+    (void)pack;
+    for (int r = 0; r < mr; r++) {
+        size_t m = (size_t)m0 + (size_t)(r < rows ? r : rows - 1);
+        a[r] = l->x + m * l->x_stride + DPK_ROW_HEAD;
+    }
+}
+
 static bool need_pack(const struct linear *l, const struct dpk_gemm *g) {
     if (g->a_dtype != l->x_dtype) return true;
     if (l->k2 && l->k1 % (size_t)g->tile_group) return true;
     return (l->k1 * dpk_dtype_bytes(l->x_dtype)) % 4096 == 0;
+}
+
+/* Elements from row to row of results before they are quantized. */
+static size_t made_stride(size_t n, int dtype) {
+    size_t bytes = dpk_dtype_bytes(dtype), stride = dpk_round_up(n * bytes, 64);
+    return (stride % 4096 == 0 ? stride + 64 : stride) / bytes;
 }
 
 /* Sizes of the product; false if no kernel takes these types, or sums this long. */
@@ -120,11 +138,17 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
     g->n_seg = 1;
     g->k_len[0] = (int32_t)k;
     g->rows = point_rows;
+    g->epilogue.stride = (size_t)g->n;
+    if (call->out.rows8) {
+        g->made = dpk_rows8_of(cpu, call->out.dtype, call->out.rows8);
+        g->epilogue.stride = made_stride((size_t)g->n, call->out.dtype);
+    }
     if (g->a_dtype == DPK_S8) {
         g->k_len[0] = (int32_t)g->k_padded;
-        g->pack_bytes = quantized_row_bytes(l, g);
-        g->a_row_bytes = g->pack_bytes;
-        g->rows = quantize_rows;
+        l->x_stride = dpk_rows8_stride(&g->rows8, k);
+        g->pack_bytes = x->rows8 ? 0 : packed_row_bytes(l, g);
+        g->a_row_bytes = l->x_stride;
+        g->rows = x->rows8 ? point_quantized : quantize_rows;
         return true;
     }
     g->a_row_bytes = k * dpk_dtype_bytes(g->a_dtype);
@@ -138,6 +162,14 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
         g->k_len[1] = (int32_t)l->k2;
     }
     return true;
+}
+
+/* A task then makes whole rows, so there must be enough for all workers. */
+bool dpk_cpu_rows8_linear(const struct dpk_cpu *cpu, const struct dpk_call *call) {
+    struct linear l;
+    struct dpk_gemm g;
+    if (call->in[DPK_IN(linear, residual)].shape.rank || !describe(cpu, call, &l, &g)) return false;
+    return g.m >= (int64_t)dpk_pool_workers(cpu->pool) * 4 * g.tile->mr;
 }
 
 size_t dpk_cpu_scratch_linear(const struct dpk_cpu *cpu, const struct dpk_call *call) {
@@ -166,7 +198,7 @@ int dpk_cpu_run_linear(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_err
         .bias = b->shape.rank ? b->data : NULL,
         .residual = residual->shape.rank ? residual->data : NULL,
         .out = call->out.data,
-        .stride = (size_t)g.n,
+        .stride = g.epilogue.stride,
     };
     if (attrs->glu && g.epilogue.bias) g.epilogue.bias_glu = g.epilogue.bias + g.n;
     if (gate->shape.rank) {

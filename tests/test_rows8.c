@@ -1,0 +1,244 @@
+/* Results made as quantized rows: what a linear makes of them is, bit for bit, what it makes of the
+ * numbers; for every operator that can, at every level, with every number of threads. And the plan
+ * that asks for them. */
+#include "support_guard.h"
+#include "support_int8.h"
+#include "support_pack.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { N_READER = 19 };
+
+static const uint32_t rules[2] = {DPK_TENSOR_DYNAMIC, DPK_TENSOR_DYNAMIC | DPK_TENSOR_TORCHAO};
+
+/* What the reader makes of x, numbers or quantized rows; a guarded array. */
+static void *read_rows(struct dpk_backend *be, struct int8_call *reader, const struct dpk_tensor *x,
+                       size_t n) {
+    reader->call.in[0] = *x;
+    return int8_run(be, reader, n, -1);
+}
+
+/* The result of the call as quantized rows of a rule; *n_bytes 0 and NULL if the backend makes
+ * none. */
+static void *make_rows(struct dpk_backend *be, const struct int8_call *c, uint32_t rule,
+                       uint64_t *n_bytes) {
+    struct dpk_call call = c->call;
+    dpk_error err = {0};
+    call.out.rows8 = rule;
+    *n_bytes = be->rows8_bytes(be, &call);
+    if (!*n_bytes) return NULL;
+    size_t scratch = (be->scratch_bytes(be, &call) + 63) / 64 * 64;
+    call.out.data = test_guard_alloc(*n_bytes);
+    call.scratch = test_guard_alloc(scratch);
+    if (be->run(be, &call, &err)) fail_msg("%s", err.msg);
+    test_guard_free(call.scratch, scratch);
+    return call.out.data;
+}
+
+/* Everything above for one call; its operands are given, its result's type is `dtype`. Fails unless
+ * rows can be made with one thread at least. */
+static void check_rows(struct int8_call *c, int dtype, uint32_t rule, const char *what) {
+    size_t n = int8_finish(c, dtype), k = (size_t)c->call.out.shape.dim[c->call.out.shape.rank - 1];
+    struct int8_call reader;
+    int8_open(&reader, DPK_OP_linear, c->seed);
+    reader.op.in[0] = 0;
+    int8_give_weight(&reader, DPK_S8, rule, 0, false, (struct dpk_shape){2, {N_READER, (int)k}});
+    struct dpk_tensor x = c->call.out;
+    reader.call.in[0] = x;
+    size_t n_read = int8_finish(&reader, dtype), bytes = n_read * test_dtype_bytes(dtype);
+    for (int v = 0; v < INT8_VARIANTS; v++) {
+        if (!int8_backends[v][1]) continue;
+        x.data = int8_run(int8_backends[v][1], c, n, -1);
+        x.rows8 = 0;
+        void *want = read_rows(int8_backends[v][1], &reader, &x, n_read);
+        test_guard_free(x.data, n * test_dtype_bytes(dtype));
+        for (int t = 1; t <= INT8_THREADS; t++) {
+            uint64_t n_rows;
+            x.data = make_rows(int8_backends[v][t], c, rule, &n_rows);
+            if (!x.data && t > 1) continue;
+            if (!x.data) fail_msg("%s %s: makes no rows", int8_variant_name(v), what);
+            /* Integers of 16 bits at the most. */
+            if (k >= 256 && n_rows >= n * 3)
+                fail_msg("%s: %llu bytes", what, (unsigned long long)n_rows);
+            x.rows8 = rule;
+            void *got = read_rows(int8_backends[v][t], &reader, &x, n_read);
+            if (memcmp(got, want, bytes) != 0)
+                fail_msg("%s %s %s, %d threads: other bits than from numbers", int8_variant_name(v),
+                         what, dpk_dtype_name(dtype), t);
+            test_guard_free(got, bytes);
+            test_guard_free(x.data, n_rows);
+        }
+        test_guard_free(want, bytes);
+    }
+    reader.call.in[0] = (struct dpk_tensor){0};
+    int8_close(&reader);
+}
+
+/* Weight i as a vector of n; int8_close knows the sizes of weights 0 and 1 by these members. */
+static void give_vec(struct int8_call *c, int i, int n) {
+    float *v = int8_need((size_t)n * sizeof *v);
+    for (int j = 0; j < n; j++) v[j] = test_random_float(&c->seed) + 0.5f;
+    c->op.wt[i] = 0;
+    c->call.wt[i] = (struct dpk_weight){.dtype = DPK_F32, .shape = {1, {n}}};
+    c->call.wt[i].data = test_encode_array(DPK_F32, v, (size_t)n);
+    if (i == 0) c->w_bytes = (size_t)n * 4;
+    else c->rows = (size_t)n;
+    free(v);
+}
+
+static int width(uint32_t *s, int i) {
+    return i % 4 == 0   ? test_random_int(s, 1, 40)
+           : i % 4 == 1 ? 64 * test_random_int(s, 1, 6)
+           : i % 4 == 2 ? 4032 /* a row of bytes is a multiple of 4 KiB */
+                        : test_random_int(s, 200, 500);
+}
+
+static void test_layer_norm(void **state) {
+    uint32_t s = 77;
+    (void)state;
+    for (int i = 0; i < 24; i++) {
+        int n = width(&s, i), images = test_random_int(&s, 1, 3),
+            dtype = i & 1 ? DPK_BF16 : DPK_F32;
+        struct int8_call c;
+        int8_open(&c, DPK_OP_layer_norm, s);
+        struct dpk_layer_norm_attrs a = {.eps = 1e-5f, .rms = i % 5 == 4};
+        struct dpk_shape x = {3, {images, test_random_int(&s, 1, 19), n}};
+        float *bad = (float *)(uintptr_t)int8_give(&c, 0, dtype, x, true);
+        if (i == 6) ((float *)c.call.in[0].data)[0] = bad[0] = NAN; /* float32; passed on */
+        if (i % 3 == 1) {
+            a.shift_off = 3, a.scale_off = 5 + n;
+            int8_give(&c, 1, dtype, (struct dpk_shape){2, {i % 2 ? images : 1, 2 * n + 5}}, false);
+        }
+        memcpy(c.op.attr, &a, offsetof(struct dpk_layer_norm_attrs, end_));
+        if (i % 3 == 0) give_vec(&c, 0, n);
+        if (i % 3 == 0 && !a.rms) give_vec(&c, 1, n);
+        check_rows(&c, dtype, rules[i / 2 % 2], "layer_norm");
+        int8_close(&c);
+    }
+}
+
+static void test_group_norm(void **state) {
+    uint32_t s = 78;
+    (void)state;
+    for (int i = 0; i < 16; i++) {
+        int n = width(&s, i) + 1, n2 = i % 3 == 2 ? test_random_int(&s, 1, n - 1) : 0;
+        int images = test_random_int(&s, 1, 2), dtype = i & 1 ? DPK_BF16 : DPK_F32;
+        int h = test_random_int(&s, 1, 9), w = test_random_int(&s, 1, 9);
+        struct int8_call c;
+        int8_open(&c, DPK_OP_group_norm, s);
+        struct dpk_group_norm_attrs a = {.groups = n % 2 ? 1 : 2, .eps = 1e-5f, .act = i / 4 % 2};
+        memcpy(c.op.attr, &a, offsetof(struct dpk_group_norm_attrs, end_));
+        int8_give(&c, 0, dtype, (struct dpk_shape){4, {images, h, w, n - n2}}, false);
+        if (n2) int8_give(&c, 1, dtype, (struct dpk_shape){4, {images, h, w, n2}}, false);
+        give_vec(&c, 0, n);
+        give_vec(&c, 1, n);
+        check_rows(&c, dtype, rules[i / 2 % 2], "group_norm");
+        int8_close(&c);
+    }
+}
+
+static void test_linear(void **state) {
+    static const struct {
+        int dtype, group;
+        uint32_t flags;
+    } weights[] = {{DPK_S8, 0, DPK_TENSOR_DYNAMIC}, {DPK_S8, 0, 0}, {DPK_S4, 32, 0}};
+    uint32_t s = 79;
+    (void)state;
+    for (int i = 0; i < 24; i++) {
+        int n = width(&s, i), k = 32 * test_random_int(&s, 1, 4), m = test_random_int(&s, 60, 200);
+        int dtype = i & 1 ? DPK_BF16 : DPK_F32, images = test_random_int(&s, 1, 2);
+        struct int8_call c;
+        int8_open(&c, DPK_OP_linear, s);
+        struct dpk_linear_attrs a = {.act = test_random_int(&s, 0, 3), .glu = i % 3 == 1};
+        int8_give(&c, 0, dtype, (struct dpk_shape){3, {images, m, k}}, true);
+        if (i % 4 == 3) {
+            a.gate_off = 1;
+            int8_give(&c, DPK_IN(linear, gate), dtype, (struct dpk_shape){2, {images, n + 2}},
+                      false);
+        }
+        memcpy(c.op.attr, &a, offsetof(struct dpk_linear_attrs, end_));
+        int8_give_weight(&c, weights[i / 2 % 3].dtype, weights[i / 2 % 3].flags,
+                         weights[i / 2 % 3].group, a.glu,
+                         (struct dpk_shape){2, {a.glu ? 2 * n : n, k}});
+        int8_give_bias(&c);
+        check_rows(&c, dtype, rules[i / 6 % 2], "linear");
+        int8_close(&c);
+    }
+}
+
+/* Not made: rows that a residual is added to, and fewer than all workers can share. */
+static void test_linear_refuses(void **state) {
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct int8_call c;
+        int8_open(&c, DPK_OP_linear, 5);
+        struct dpk_shape x = {3, {1, i == 1 ? 6 : 200, 64}};
+        int8_give(&c, 0, DPK_F32, x, false);
+        if (i == 2) int8_give(&c, DPK_IN(linear, residual), DPK_F32, x, false);
+        int8_give_weight(&c, DPK_S8, DPK_TENSOR_DYNAMIC, 0, false, (struct dpk_shape){2, {64, 64}});
+        int8_finish(&c, DPK_F32);
+        c.call.out.rows8 = DPK_TENSOR_DYNAMIC;
+        for (int v = 0; v < INT8_VARIANTS; v++) {
+            struct dpk_backend *be = int8_backends[v][3];
+            if (be) assert_int_equal(be->rows8_bytes(be, &c.call) != 0, i == 0);
+        }
+        int8_close(&c);
+    }
+}
+
+/* x as rows and the result as rows, in one call. */
+static void test_chain(void **state) {
+    (void)state;
+    for (int v = 0; v < INT8_VARIANTS; v++)
+        for (int t = 1; int8_backends[v][1] && t <= INT8_THREADS; t++) {
+            struct dpk_backend *be = int8_backends[v][t];
+            struct int8_call norm, c;
+            struct dpk_shape x = {3, {2, 90, 96}};
+            int8_open(&norm, DPK_OP_layer_norm, 11);
+            norm.op.attr[0].f = 1e-5f;
+            int8_give(&norm, 0, DPK_BF16, x, true);
+            size_t n = int8_finish(&norm, DPK_BF16);
+            int8_open(&c, DPK_OP_linear, 12);
+            c.op.in[0] = 0;
+            c.call.in[0] = norm.call.out;
+            int8_give_weight(&c, DPK_S8, rules[1], 0, false, (struct dpk_shape){2, {100, 96}});
+            int8_give_bias(&c);
+            int8_finish(&c, DPK_BF16);
+            uint64_t n_x, n_want, n_got;
+            c.call.in[0].data = int8_run(be, &norm, n, -1);
+            void *want = make_rows(be, &c, rules[0], &n_want);
+            test_guard_free(c.call.in[0].data, n * 2);
+            c.call.in[0].data = make_rows(be, &norm, rules[1], &n_x);
+            c.call.in[0].rows8 = rules[1];
+            void *got = make_rows(be, &c, rules[0], &n_got);
+            assert_int_equal(n_got, n_want);
+            for (uint64_t row = 0, stride = n_got / 180; row < 180; row++) { /* scale, integers */
+                const char *a = (char *)got + row * stride, *b = (char *)want + row * stride;
+                assert_memory_equal(a, b, 4);
+                assert_memory_equal(a + 64, b + 64, 100);
+            }
+            test_guard_free(c.call.in[0].data, n_x);
+            test_guard_free(got, n_got);
+            test_guard_free(want, n_want);
+            c.call.in[0] = (struct dpk_tensor){0};
+            int8_close(&c);
+            int8_close(&norm);
+        }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_layer_norm), cmocka_unit_test(test_group_norm),
+        cmocka_unit_test(test_linear),     cmocka_unit_test(test_linear_refuses),
+        cmocka_unit_test(test_chain),
+    };
+    return cmocka_run_group_tests(tests, int8_set_up, int8_tear_down);
+}

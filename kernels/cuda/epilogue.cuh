@@ -9,8 +9,6 @@
 
 #include "device.cuh"
 
-#include "../../formats/ops.h"
-
 #include <stdint.h>
 
 struct dpk_epilogue_args {
@@ -28,27 +26,11 @@ struct dpk_epilogue_args {
     int rows_per_image;
 };
 
-__device__ __forceinline__ float dpk_activate(float x, int act) {
-    switch (act) {
-    case DPK_ACT_SILU:
-        return x / (1.0f + expf(-x));
-    case DPK_ACT_GELU:
-        return 0.5f * x * erfcf(-0.70710678118654752f * x);
-    case DPK_ACT_GELU_TANH: /* 1 + tanh(u) = 2 / (1 + exp(-2u)) */
-        return x / (1.0f + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
-    case DPK_ACT_QUICK_GELU:
-        return x / (1.0f + expf(-1.702f * x));
-    default:
-        return x;
-    }
-}
-
 /* v[i] = p[i] for i < n <= 8, other v left alone. */
 __device__ __forceinline__ void dpk_load8(float v[8], const float *p, int n) {
     if (n == 8 && ((uintptr_t)p & 15) == 0) {
-        float4 a = ((const float4 *)p)[0], b = ((const float4 *)p)[1];
-        v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
-        v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
+        dpk_load16(p, v);
+        dpk_load16(p + 4, v + 4);
         return;
     }
 #pragma unroll
@@ -57,15 +39,9 @@ __device__ __forceinline__ void dpk_load8(float v[8], const float *p, int n) {
     }
 }
 
-__device__ __forceinline__ void dpk_load8(float v[8], const __nv_bfloat16 *p, int n) {
+__device__ __forceinline__ void dpk_load8(float v[8], const dpk_bf16 *p, int n) {
     if (n == 8 && ((uintptr_t)p & 15) == 0) {
-        uint4 a = *(const uint4 *)p;
-        const unsigned u[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            v[2 * i] = __uint_as_float(u[i] << 16);
-            v[2 * i + 1] = __uint_as_float(u[i] & 0xffff0000u);
-        }
+        dpk_load16(p, v);
         return;
     }
 #pragma unroll
@@ -76,7 +52,7 @@ __device__ __forceinline__ void dpk_load8(float v[8], const __nv_bfloat16 *p, in
 
 __device__ __forceinline__ void dpk_load8(float v[8], const void *p, int dtype, long long at,
                                           int n) {
-    if (dtype == DPK_BF16) dpk_load8(v, (const __nv_bfloat16 *)p + at, n);
+    if (dtype == DPK_BF16) dpk_load8(v, (const dpk_bf16 *)p + at, n);
     else dpk_load8(v, (const float *)p + at, n);
 }
 
@@ -88,10 +64,9 @@ __device__ __forceinline__ unsigned dpk_pack_bf16(float lo, float hi) {
 __device__ __forceinline__ void dpk_store8(void *p, int dtype, long long at, const float v[8],
                                            int n) {
     if (dtype == DPK_BF16) {
-        __nv_bfloat16 *to = (__nv_bfloat16 *)p + at;
+        dpk_bf16 *to = (dpk_bf16 *)p + at;
         if (n == 8 && ((uintptr_t)to & 15) == 0) {
-            *(uint4 *)to = make_uint4(dpk_pack_bf16(v[0], v[1]), dpk_pack_bf16(v[2], v[3]),
-                                      dpk_pack_bf16(v[4], v[5]), dpk_pack_bf16(v[6], v[7]));
+            dpk_store16(to, v);
             return;
         }
 #pragma unroll
@@ -101,8 +76,8 @@ __device__ __forceinline__ void dpk_store8(void *p, int dtype, long long at, con
     } else {
         float *to = (float *)p + at;
         if (n == 8 && ((uintptr_t)to & 15) == 0) {
-            ((float4 *)to)[0] = make_float4(v[0], v[1], v[2], v[3]);
-            ((float4 *)to)[1] = make_float4(v[4], v[5], v[6], v[7]);
+            dpk_store16(to, v);
+            dpk_store16(to + 4, v + 4);
             return;
         }
 #pragma unroll
@@ -153,7 +128,7 @@ __device__ __forceinline__ void dpk_epilogue8(const dpk_epilogue_args &e, int m,
         float g[8];
         dpk_scale8(e, g, acc + 8, m, (long long)e.n + j, n);
 #pragma unroll
-        for (int i = 0; i < 8; i++) v[i] *= dpk_activate(g[i], e.act);
+        for (int i = 0; i < 8; i++) v[i] *= dpk_act(g[i], e.act);
     } else {
         if (e.image && !e.image_gates) {
 #pragma unroll
@@ -161,7 +136,7 @@ __device__ __forceinline__ void dpk_epilogue8(const dpk_epilogue_args &e, int m,
         }
         if (e.act) {
 #pragma unroll
-            for (int i = 0; i < 8; i++) v[i] = dpk_activate(v[i], e.act);
+            for (int i = 0; i < 8; i++) v[i] = dpk_act(v[i], e.act);
         }
     }
     if (e.image_gates) {

@@ -23,13 +23,14 @@
 #include "epilogue.cuh"
 #include "mma.cuh"
 
-template <int BM_, int BN_, int WM_, int WN_, int STAGES_> struct dpk_gemm_tile {
+template <int BM_, int BN_, int WM_, int WN_, int STAGES_, int BLOCKS_> struct dpk_gemm_tile {
     enum {
         BM = BM_,
         BN = BN_,
         WM = WM_,
         WN = WN_,
         STAGES = STAGES_,
+        BLOCKS = BLOCKS_, /* on a multiprocessor, where no loader holds data in registers */
         THREADS = WM * WN * 32,
         ROWS = BM / WM,    /* of a warp */
         COLUMNS = BN / WN, /* of a warp */
@@ -43,9 +44,9 @@ template <int BM_, int BN_, int WM_, int WN_, int STAGES_> struct dpk_gemm_tile 
     static_assert(NJ % 2 == 0, "ldmatrix brings two columns of fragments");
     static_assert(WM * WN * 16 * PITCH * 4 <= SHARED_BYTES, "sums pass through the stages");
 };
-typedef dpk_gemm_tile<128, 160, 4, 2, 4> dpk_tile_wide;
-typedef dpk_gemm_tile<128, 128, 4, 2, 4> dpk_tile_square;
-typedef dpk_gemm_tile<64, 64, 2, 2, 4> dpk_tile_small;
+typedef dpk_gemm_tile<128, 160, 4, 2, 4, 1> dpk_tile_wide;
+typedef dpk_gemm_tile<128, 128, 4, 2, 4, 2> dpk_tile_square;
+typedef dpk_gemm_tile<64, 64, 2, 2, 4, 4> dpk_tile_small;
 
 enum dpk_gemm_tile_id { DPK_TILE_WIDE, DPK_TILE_SQUARE, DPK_TILE_SMALL, DPK_N_TILES };
 
@@ -140,7 +141,11 @@ dpk_gemm_finish(const dpk_gemm_shape &s, const dpk_epilogue_args &e,
 /* Loaders: see loaders.cuh. */
 template <class T, class Tile, template <int, int> class LoadA, template <int, int> class LoadB,
           bool GLU>
-__global__ void __launch_bounds__(Tile::THREADS)
+__global__ void __launch_bounds__(Tile::THREADS,
+                                  LoadA<Tile::BM, Tile::THREADS>::STAGED ||
+                                          LoadB<Tile::BN, Tile::THREADS>::STAGED
+                                      ? 1
+                                      : Tile::BLOCKS)
     dpk_gemm_kernel(const dpk_gemm_shape s, const typename LoadA<Tile::BM, Tile::THREADS>::args a,
                     const typename LoadB<Tile::BN, Tile::THREADS>::args b,
                     const dpk_epilogue_args e) {
@@ -229,11 +234,23 @@ __global__ void __launch_bounds__(256)
 struct dpk_gemm_plan {
     int tile; /* enum dpk_gemm_tile_id */
     int splits;
+    int k_tiles;
     size_t partial_bytes; /* of scratch, 0 if splits is 1 */
 };
 /* The tile and the splits that take fewest tile steps on this device, by the number of waves.
- * m, n_w, k_tiles: as in dpk_gemm_shape. */
-dpk_gemm_plan dpk_gemm_choose(int sm_count, int m, int n_w, int k_tiles);
+ * m, n_w, k_tiles: as in dpk_gemm_shape. small: only the small tile will do. */
+dpk_gemm_plan dpk_gemm_choose(int n_sm, int m, int n_w, int k_tiles, bool small);
+
+/* Sums [splits][m][partial_n] in memory to the result. */
+template <class Acc, bool GLU>
+int dpk_gemm_launch_sums(struct dpk_cuda *cuda, const dpk_gemm_shape &s, const dpk_epilogue_args &e,
+                         dpk_error *err) {
+    long long units = (long long)s.m * ((e.n + 7) / 8);
+    DPK_CUDA_TRY(DPK_LAUNCH((dpk_gemm_add_splits<Acc, GLU>), dim3(dpk_cuda_blocks(units, 256)),
+                            dim3(256), 0, cuda->stream, s, e),
+                 "the epilogue of a product", err);
+    return DPK_OK;
+}
 
 template <class T, class Tile, template <int, int> class LoadA, template <int, int> class LoadB,
           bool GLU>
@@ -242,8 +259,6 @@ int dpk_gemm_launch_tile(struct dpk_cuda *cuda, dpk_gemm_shape s,
                          const typename LoadB<Tile::BN, Tile::THREADS>::args &b,
                          const dpk_epilogue_args &e, dpk_error *err) {
     typedef typename dpk_product<T>::acc Acc;
-    auto kernel = dpk_gemm_kernel<T, Tile, LoadA, LoadB, GLU>;
-    int rc = DPK_OK;
     s.tiles_m = (s.m + Tile::BM - 1) / Tile::BM;
     s.tiles_n = (s.n_w + Tile::BN - 1) / Tile::BN;
     long long blocks = (long long)s.tiles_m * s.tiles_n;
@@ -251,33 +266,27 @@ int dpk_gemm_launch_tile(struct dpk_cuda *cuda, dpk_gemm_shape s,
         return dpk_error_set(err, DPK_EUNSUPPORTED,
                              "cuda: a product of %lld tiles, want at most %d", blocks, INT32_MAX);
     }
-    DPK_TRY(DPK_LAUNCH(cuda, kernel, dim3((unsigned)blocks, 1, (unsigned)s.splits),
-                       dim3(Tile::THREADS), Tile::SHARED_BYTES, err, s, a, b, e));
-    if (s.splits > 1) {
-        long long units = (long long)s.m * ((e.n + 7) / 8);
-        auto add = dpk_gemm_add_splits<Acc, GLU>;
-        DPK_TRY(
-            DPK_LAUNCH(cuda, add, dim3((unsigned)((units + 255) / 256)), dim3(256), 0, err, s, e));
-    }
-done:
-    return rc;
+    DPK_CUDA_TRY(DPK_LAUNCH((dpk_gemm_kernel<T, Tile, LoadA, LoadB, GLU>),
+                            dim3((unsigned)blocks, 1, (unsigned)s.splits), dim3(Tile::THREADS),
+                            Tile::SHARED_BYTES, cuda->stream, s, a, b, e),
+                 "a product", err);
+    return s.splits > 1 ? dpk_gemm_launch_sums<Acc, GLU>(cuda, s, e, err) : DPK_OK;
 }
 
 /* Run a product as planned; partial: plan.partial_bytes of scratch, 16-byte aligned. */
 template <class T, template <int, int> class LoadA, template <int, int> class LoadB, bool GLU>
-int dpk_gemm_launch(struct dpk_cuda *cuda, const dpk_gemm_plan &plan, int m, int n_w, int k_tiles,
-                    void *partial, const typename LoadA<64, 128>::args &a,
-                    const typename LoadB<64, 128>::args &b, const dpk_epilogue_args &e,
-                    dpk_error *err) {
-    dpk_gemm_shape s = {m, n_w, k_tiles, 0, 0, plan.splits, partial, (n_w + 15) / 16 * 16};
-    switch (plan.tile) {
-    case DPK_TILE_WIDE:
-        return dpk_gemm_launch_tile<T, dpk_tile_wide, LoadA, LoadB, GLU>(cuda, s, a, b, e, err);
-    case DPK_TILE_SQUARE:
-        return dpk_gemm_launch_tile<T, dpk_tile_square, LoadA, LoadB, GLU>(cuda, s, a, b, e, err);
-    default:
-        return dpk_gemm_launch_tile<T, dpk_tile_small, LoadA, LoadB, GLU>(cuda, s, a, b, e, err);
+int dpk_gemm_launch(struct dpk_cuda *cuda, const dpk_gemm_plan &plan, int m, int n_w, void *partial,
+                    const typename LoadA<64, 128>::args &a, const typename LoadB<64, 128>::args &b,
+                    const dpk_epilogue_args &e, dpk_error *err) {
+    dpk_gemm_shape s = {m, n_w, plan.k_tiles, 0, 0, plan.splits, partial, (n_w + 15) / 16 * 16};
+    if constexpr (!LoadA<64, 128>::SMALL) {
+        if (plan.tile == DPK_TILE_WIDE)
+            return dpk_gemm_launch_tile<T, dpk_tile_wide, LoadA, LoadB, GLU>(cuda, s, a, b, e, err);
+        if (plan.tile == DPK_TILE_SQUARE)
+            return dpk_gemm_launch_tile<T, dpk_tile_square, LoadA, LoadB, GLU>(cuda, s, a, b, e,
+                                                                               err);
     }
+    return dpk_gemm_launch_tile<T, dpk_tile_small, LoadA, LoadB, GLU>(cuda, s, a, b, e, err);
 }
 
 #endif

@@ -1,6 +1,7 @@
 /* Loaders of the tensor-core product: each fills the rows of a tile, 64 bytes at a time.
  *
  *     L(args, row0, first)      rows from row0 on, beginning with k-step `first`
+ *     STAGED, SMALL             holds data in registers; is for the small tile alone
  *     issue(async, stage)       begin to fetch the next step: by cp.async, or into registers
  *     finish(stage)             put what is in registers to shared memory
  *
@@ -21,7 +22,7 @@
 #include "quantize.cuh"
 
 template <int ROWS, int THREADS> struct dpk_load_base {
-    enum { STEP = THREADS / 4, N = (ROWS + STEP - 1) / STEP };
+    enum { STEP = THREADS / 4, N = (ROWS + STEP - 1) / STEP, STAGED = 0, SMALL = 0 };
     static __device__ __forceinline__ int row(int i) { return (int)threadIdx.x / 4 + i * STEP; }
     static __device__ __forceinline__ bool has(int i) { return ROWS % STEP == 0 || row(i) < ROWS; }
     static __device__ __forceinline__ char *at(char *stage, int i) {
@@ -32,6 +33,7 @@ template <int ROWS, int THREADS> struct dpk_load_base {
 /* The same, for loaders that go through registers. */
 template <int ROWS, int THREADS> struct dpk_load_staged : dpk_load_base<ROWS, THREADS> {
     typedef dpk_load_base<ROWS, THREADS> base;
+    enum { STAGED = 1 };
     uint4 held[base::N];
     __device__ __forceinline__ void finish(char *stage) {
 #pragma unroll
@@ -49,6 +51,11 @@ struct dpk_rows_args {
     int chunks, chunks2;       /* of 16 bytes in a row of each */
     int rows;
 };
+
+static inline dpk_rows_args dpk_weight_rows(const void *w, long long row_bytes, int rows) {
+    dpk_rows_args a = {(const char *)w, NULL, row_bytes, 0, (int)(row_bytes / 16), 0, rows};
+    return a;
+}
 
 template <int ROWS, int THREADS> struct dpk_load_rows : dpk_load_base<ROWS, THREADS> {
     typedef dpk_load_base<ROWS, THREADS> base;
@@ -76,7 +83,7 @@ template <int ROWS, int THREADS> struct dpk_load_rows : dpk_load_base<ROWS, THRE
 };
 
 struct dpk_elements_args {
-    const __nv_bfloat16 *p, *p2;
+    const dpk_bf16 *p, *p2;
     int k, k2; /* elements of a row in each */
     int rows;
 };
@@ -84,6 +91,7 @@ struct dpk_elements_args {
 template <int ROWS, int THREADS> struct dpk_load_elements : dpk_load_staged<ROWS, THREADS> {
     typedef dpk_load_base<ROWS, THREADS> base;
     typedef dpk_elements_args args;
+    enum { SMALL = 1 };
     const args &a;
     int row0, k;
     __device__ __forceinline__ dpk_load_elements(const args &a_, int row0_, int first)
@@ -172,13 +180,14 @@ template <int ROWS, int THREADS> struct dpk_load_pixels : dpk_load_base<ROWS, TH
     __device__ __forceinline__ dpk_load_pixels(const args &a, int row0, int first)
         : walk(a, row0, first) {}
     __device__ __forceinline__ void issue(dpk_async &async, char *stage) {
-        const __nv_bfloat16 *x = (const __nv_bfloat16 *)walk.a.x;
+        const dpk_bf16 *x = (const dpk_bf16 *)walk.a.x;
 #pragma unroll
         for (int i = 0; i < base::N; i++) {
             if (!base::has(i)) continue;
             int pixel = walk.pixel(i);
-            long long at = pixel < 0 ? 0 : (long long)pixel * walk.a.c + walk.chunk * 8;
-            async.copy16(base::at(stage, i), x + at, pixel >= 0);
+            bool valid = pixel >= 0 && walk.chunk * 8 < walk.a.c;
+            long long at = valid ? (long long)pixel * walk.a.c + walk.chunk * 8 : 0;
+            async.copy16(base::at(stage, i), x + at, valid);
         }
         walk.next();
     }
@@ -188,17 +197,18 @@ template <int ROWS, int THREADS> struct dpk_load_pixels : dpk_load_base<ROWS, TH
 template <int ROWS, int THREADS> struct dpk_load_channels : dpk_load_staged<ROWS, THREADS> {
     typedef dpk_load_base<ROWS, THREADS> base;
     typedef dpk_pixels_args args;
+    enum { SMALL = 1 };
     dpk_walk<ROWS, THREADS> walk;
     __device__ __forceinline__ dpk_load_channels(const args &a, int row0, int first)
         : walk(a, row0, first) {}
     __device__ __forceinline__ void issue(dpk_async &, char *) {
-        const __nv_bfloat16 *x = (const __nv_bfloat16 *)walk.a.x;
+        const dpk_bf16 *x = (const dpk_bf16 *)walk.a.x;
         int c = walk.chunk * 8, n = walk.a.c - c;
 #pragma unroll
         for (int i = 0; i < base::N; i++) {
             unsigned v[4] = {0, 0, 0, 0};
             int pixel = walk.pixel(i);
-            const __nv_bfloat16 *from = x + (long long)(pixel < 0 ? 0 : pixel) * walk.a.c + c;
+            const dpk_bf16 *from = x + (long long)(pixel < 0 ? 0 : pixel) * walk.a.c + c;
 #pragma unroll
             for (int e = 0; e < 8; e++) {
                 if (pixel < 0 || e >= n) continue;
@@ -230,8 +240,9 @@ template <int ROWS, int THREADS> struct dpk_load_quantized : dpk_load_staged<ROW
             int pixel = walk.pixel(i);
             uint4 q = make_uint4(0, 0, 0, 0);
             if (pixel >= 0) {
-                q = dpk_quantize16(walk.a.x, walk.a.dtype, (long long)pixel * walk.a.c + c, n,
-                                   scale[i], walk.a.rule);
+                float v[16];
+                dpk_load_up_to_16(v, walk.a.x, walk.a.dtype, (long long)pixel * walk.a.c + c, n);
+                q = dpk_quantize16(v, scale[i], walk.a.rule);
             }
             this->held[i] = q;
         }
@@ -242,12 +253,13 @@ template <int ROWS, int THREADS> struct dpk_load_quantized : dpk_load_staged<ROW
 /* ---- Quantized weights as bfloat16 ----------------------------------------------------------- */
 
 struct dpk_dequant_args {
-    const uint8_t *w;   /* [rows][stride] */
-    long long stride;   /* bytes of a row, a multiple of 16 */
-    int rows, k;        /* k: elements of a row, zeros after it up to the stride */
-    const float *scale; /* s4: [logical rows][groups] */
-    int group, groups;  /* s4 */
-    int glu_rows;       /* s4: F of a weight in the order of PANEL_GLU, 0: rows are logical rows */
+    const uint8_t *w;        /* [rows][stride] */
+    long long stride;        /* bytes of a row, a multiple of 16 */
+    int rows, n;             /* on the device; logical */
+    int c, c_pad, pitch;     /* as in struct dpk_cuda_weight */
+    const float *scale;      /* s4: [n][groups] */
+    int group, groups;       /* s4 */
+    int glu_rows;            /* F of a weight in the order of PANEL_GLU, 0: rows are logical rows */
 };
 
 template <int ROWS, int THREADS> struct dpk_load_s8 : dpk_load_staged<ROWS, THREADS> {
@@ -262,7 +274,7 @@ template <int ROWS, int THREADS> struct dpk_load_s8 : dpk_load_staged<ROWS, THRE
         for (int i = 0; i < base::N; i++) {
             int r = row0 + base::row(i);
             uint2 q = make_uint2(0, 0);
-            if (base::has(i) && r < a.rows && k < a.stride) {
+            if (base::has(i) && r < a.rows && k < a.pitch) {
                 q = *(const uint2 *)(a.w + r * a.stride + k);
             }
             this->held[i] = make_uint4(pair(q.x, 0), pair(q.x, 16), pair(q.y, 0), pair(q.y, 16));
@@ -283,13 +295,16 @@ template <int ROWS, int THREADS> struct dpk_load_s4 : dpk_load_staged<ROWS, THRE
     __device__ __forceinline__ dpk_load_s4(const args &a_, int row0_, int first)
         : a(a_), row0(row0_), k(first * 32 + (threadIdx.x & 3) * 8) {}
     __device__ __forceinline__ void issue(dpk_async &, char *) {
+        int tap = k / a.c_pad, c = k % a.c_pad;
+        int group = tap * (a.c / a.group) + c / a.group; /* a group holds whole chunks */
+        bool in = k < a.pitch && c < a.c;
 #pragma unroll
         for (int i = 0; i < base::N; i++) {
             int r = row0 + base::row(i), logical = dpk_logical_row(r, a.glu_rows);
             unsigned v[4] = {0, 0, 0, 0};
-            if (base::has(i) && r < a.rows && logical >= 0 && k < a.k) {
+            if (base::has(i) && in && logical >= 0 && logical < a.n) {
                 unsigned q = *(const unsigned *)(a.w + r * a.stride + k / 2);
-                float scale = a.scale[(long long)logical * a.groups + k / a.group];
+                float scale = a.scale[(long long)logical * a.groups + group];
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     v[e] = dpk_pack_bf16((float)nibble(q, 2 * e) * scale,

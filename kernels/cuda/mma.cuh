@@ -36,7 +36,7 @@ __device__ __forceinline__ int dpk_swizzle(int row, int chunk) {
 
 /* What the tensor cores multiply: the accumulator's type goes with it. */
 template <class T> struct dpk_product;
-template <> struct dpk_product<__nv_bfloat16> { typedef float acc; };
+template <> struct dpk_product<dpk_bf16> { typedef float acc; };
 template <> struct dpk_product<int8_t> { typedef int32_t acc; };
 
 #ifndef DPK_CUDA_EMU
@@ -79,7 +79,7 @@ __device__ __forceinline__ void dpk_ldmatrix_trans(uint32_t r[4], const void *ro
 }
 
 __device__ __forceinline__ void dpk_mma_one(float c[4], const uint32_t a[4], const uint32_t b[2],
-                                            __nv_bfloat16) {
+                                            dpk_bf16) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
                  "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -177,7 +177,7 @@ static inline void dpk_ldmatrix_trans(uint32_t r[4], const void *row) {
     dpk_emu_warp_meet(0xffffffffu, &p, sizeof p, dpk_emu_load_matrices, NULL);
 }
 
-static inline void dpk_emu_widen(float out[2], uint32_t r, __nv_bfloat16) {
+static inline void dpk_emu_widen(float out[2], uint32_t r, dpk_bf16) {
     uint32_t lo = r << 16, hi = r & 0xffff0000u;
     memcpy(&out[0], &lo, 4);
     memcpy(&out[1], &hi, 4);

@@ -12,15 +12,25 @@ enum dpk_quantize_rule { DPK_RULE_PLAIN, DPK_RULE_TORCHAO };
 
 /* The scale of a row whose largest magnitude is `top`. */
 __device__ __forceinline__ float dpk_row_scale(float top, int dtype, int rule) {
-    if (!(top <= 3.402823466e38f)) return __int_as_float(0x7fc00000);
+    if (!(top <= 3.402823466e38f)) return __uint_as_float(0x7fc00000u);
     if (rule == DPK_RULE_PLAIN) return __fdiv_rn(fmaxf(top, 1e-5f), 127.0f);
     float s = __fdiv_rn(top, 127.5f);
     if (dtype == DPK_BF16) s = __bfloat162float(__float2bfloat16_rn(s));
     return fmaxf(s, 1.1920928955078125e-07f);
 }
 
-/* The larger of two magnitudes, NaN if either is. */
-__device__ __forceinline__ float dpk_larger(float a, float b) { return a > b || a != a ? a : b; }
+/* Magnitudes are compared as their bits: infinity and the NaNs on top. */
+__device__ __forceinline__ unsigned dpk_magnitude(float x) {
+    return __float_as_uint(x) & 0x7fffffffu;
+}
+__device__ __forceinline__ unsigned dpk_warp_magnitude(unsigned top) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) {
+        unsigned other = __shfl_xor_sync(0xffffffffu, top, d);
+        top = other > top ? other : top;
+    }
+    return top;
+}
 
 __device__ __forceinline__ int dpk_quantize_one(float x, float scale, float r, int rule) {
     float q = __fmul_rn(x, r);
@@ -29,24 +39,25 @@ __device__ __forceinline__ int dpk_quantize_one(float x, float scale, float r, i
     return i > 127 ? 127 : i < -128 ? -128 : i;
 }
 
-/* Elements at .. at + n of x as 16 integers, n <= 16 (or more), zeros after them. */
-__device__ __forceinline__ uint4 dpk_quantize16(const void *x, int dtype, long long at, int n,
-                                                float scale, int rule) {
+/* Sixteen values as integers, in order. A NaN scale makes them zeros. */
+__device__ __forceinline__ uint4 dpk_quantize16(const float v[16], float scale, int rule) {
     unsigned q[4] = {0, 0, 0, 0};
     if (scale != scale) return make_uint4(0, 0, 0, 0);
     float r = __fdiv_rn(1.0f, scale);
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        float v[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-        int left = n - 8 * half;
-        if (left > 0) dpk_load8(v, x, dtype, at + 8 * half, left < 8 ? left : 8);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            int byte = dpk_quantize_one(v[i], scale, r, rule) & 0xff;
-            q[2 * half + i / 4] |= (unsigned)byte << 8 * (i % 4);
-        }
+    for (int i = 0; i < 16; i++) {
+        q[i / 4] |= (unsigned)(dpk_quantize_one(v[i], scale, r, rule) & 0xff) << 8 * (i % 4);
     }
     return make_uint4(q[0], q[1], q[2], q[3]);
+}
+
+/* v[i] = x[at + i] for i < n, 0 for the others of the sixteen. */
+__device__ __forceinline__ void dpk_load_up_to_16(float v[16], const void *x, int dtype,
+                                                  long long at, int n) {
+#pragma unroll
+    for (int i = 0; i < 16; i++) v[i] = 0.0f;
+    if (n > 0) dpk_load8(v, x, dtype, at, n < 8 ? n : 8);
+    if (n > 8) dpk_load8(v + 8, x, dtype, at + 8, n < 16 ? n - 8 : 8);
 }
 
 /* The logical row of row r of a weight in the order of PANEL_GLU with F = glu_rows, -1: none; r

@@ -35,7 +35,7 @@ level_of = $(filter $(ALL_LEVELS),$(lastword $(subst _, ,$(basename $(notdir $(1
 PKGS_TOOLS := libarchive libcjson libxxhash libutf8proc libpng
 TOOL_CFLAGS = $(shell pkg-config --cflags $(PKGS_TOOLS) 2>/dev/null)
 TOOL_LIBS   = $(shell pkg-config --libs libarchive libcjson libxxhash libutf8proc libpng 2>/dev/null) -lm
-CLI_LIBS    = $(shell pkg-config --libs libpng 2>/dev/null) -lm
+CLI_LIBS    = $(shell pkg-config --libs libpng libarchive 2>/dev/null) -lm
 
 # The reading half of formats/, all that the runtime takes from it.
 FORMATS_READ := $(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c ops_cost.c dpk_read.c dpk_check.c \

@@ -20,6 +20,8 @@ int dpk_cli_tokens(int argc, char **argv);
 int dpk_cli_schedule(int argc, char **argv);
 int dpk_cli_noise(int argc, char **argv);
 int dpk_cli_bench(int argc, char **argv);
+int dpk_cli_bundle(int argc, char **argv);
+int dpk_cli_unbundle(int argc, char **argv);
 
 /* ---- Options -------------------------------------------------------------------------------- */
 enum dpk_cli_kind {

@@ -24,15 +24,17 @@ static const char help[] =
     "      --threads N  --backend cpu|cuda  -q\n"
     "      --memory-limit BYTES[K|M|G]      of activations; encoders' weights leave memory when "
     "used\n"
-    "      --prompts FILE          instead of -p: a picture for each line, into the folder -o; a line\n"
-    "                              is a prompt, or JSON: {\"prompt\": \"a cat\", \"seed\": 3, ...}\n"
+    "      --prompts FILE          instead of -p: a picture for each line, into the folder -o; a "
+    "line\n"
+    "                              is a prompt, or JSON: {\"prompt\": \"a cat\", \"seed\": 3, "
+    "...}\n"
     "      --shard I/N             of --prompts, the I-th of N parts (a Slurm array: by itself)\n"
     "      Schedulers: euler euler-a ddim pndm dpm++2m dpm++2m-karras dpm++2m-sde unipc lcm\n"
     "      heun lms\n"
     "  diffpak inspect  MODEL.dpk [--tensors] [--program NAME] [--width W --height H --batch N]\n"
     "                   [--json]\n"
     "      metadata, sizes, layers, operators, cost, planned memory\n"
-    "  diffpak verify   MODEL.dpk\n"
+    "  diffpak verify   MODEL.dpk|BUNDLE.tar.zst\n"
     "      every checksum and rule\n"
     "  diffpak run      MODEL.dpk text|denoise|decode|encode --in NAME=FILE.npy ...\n"
     "                   --out NAME=FILE.npy ... [--threads N] [--backend cpu|cuda]\n"
@@ -45,6 +47,9 @@ static const char help[] =
     "                   -o FILE.npy\n"
     "  diffpak bench    MODEL.dpk [--program P] [--width W] [--height H] [--batch N]\n"
     "                   [--threads N] [--repeat N] [--profile] [--json]\n"
+    "  diffpak bundle   MODEL.dpk [FILE...] -o BUNDLE.tar.zst\n"
+    "      a model with its licence, quality card, sample pictures\n"
+    "  diffpak unbundle BUNDLE.tar.zst -o FOLDER\n"
     "\n"
     "Exit status: 0 good, 1 failed, 2 wrong usage. DPK_ISA=ref|avx2|avx512|avx512bf16 forces\n"
     "an instruction set.\n";
@@ -55,7 +60,8 @@ static const struct {
 } commands[] = {
     {"generate", dpk_cli_generate}, {"inspect", dpk_cli_inspect}, {"verify", dpk_cli_verify},
     {"run", dpk_cli_run},           {"tokens", dpk_cli_tokens},   {"schedule", dpk_cli_schedule},
-    {"noise", dpk_cli_noise},       {"bench", dpk_cli_bench},
+    {"noise", dpk_cli_noise},       {"bench", dpk_cli_bench},     {"bundle", dpk_cli_bundle},
+    {"unbundle", dpk_cli_unbundle},
 };
 
 static bool asks_for_help(const char *arg) { return !strcmp(arg, "--help") || !strcmp(arg, "-h"); }
@@ -63,7 +69,7 @@ static bool asks_for_help(const char *arg) { return !strcmp(arg, "--help") || !s
 int main(int argc, char **argv) {
     if (argc < 2) {
         fprintf(stderr, "diffpak: a command is missing: generate, inspect, verify, run, tokens, "
-                        "schedule, noise, bench (see diffpak --help)\n");
+                        "schedule, noise, bench, bundle, unbundle (see diffpak --help)\n");
         return CLI_USAGE;
     }
     bool wants_help = asks_for_help(argv[1]) || (argc > 2 && asks_for_help(argv[2]));

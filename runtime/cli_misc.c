@@ -1,10 +1,12 @@
 /* Small commands: verify, tokens, schedule, noise. */
-#include "cli.h"
+#include "cli_bundle.h"
 
+#include "../formats/fail.h"
 #include "../formats/npy.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char *const model_name[] = {"MODEL.dpk"};
 
@@ -18,27 +20,28 @@ static int show_bytes(void *arg, uint64_t done, uint64_t total) {
 int dpk_cli_verify(int argc, char **argv) {
     bool quiet = false;
     const char *path;
+    char unpacked[32];
     const struct dpk_cli_option options[] = {{"--quiet", "-q", CLI_FLAG, &quiet}};
-    dpk_error err;
+    dpk_error err = {0};
     dpk_model *model = NULL;
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), model_name, &path, 1)) return CLI_USAGE;
-    int status = CLI_GOOD;
     struct dpk_cli_bar bar;
+    int rc = 0, fd = -1;
+    if (dpk_cli_parse(argc, argv, options, CLI_N(options), model_name, &path, 1)) return CLI_USAGE;
+    bool bundle = dpk_cli_is_bundle(path);
+    if (bundle) rc = dpk_cli_bundle_model(path, quiet, &fd, &err);
+    snprintf(unpacked, sizeof unpacked, "/proc/self/fd/%d", fd);
     dpk_cli_bar_start(&bar, quiet);
-    if (dpk_model_open(&model, path, &err)) {
-        status = dpk_cli_fail(&err);
-    } else if (dpk_model_verify(model, show_bytes, &bar, &err)) {
-        dpk_cli_bar_end(&bar);
-        fprintf(stderr, "diffpak: %s: %s\n", path, err.msg);
-        status = CLI_FAILED;
-    } else {
-        dpk_cli_bar_end(&bar);
-        if (!quiet)
-            printf("%s: good, sum %016llx\n", path, (unsigned long long)dpk_model_sum(model));
-        status = dpk_cli_flush();
+    if (!rc) rc = dpk_model_open(&model, bundle ? unpacked : path, &err);
+    if (!rc && (rc = dpk_model_verify(model, show_bytes, &bar, &err))) {
+        dpk_error why = err;
+        dpk_error_set(&err, rc, "%s: %s", path, why.msg);
     }
+    dpk_cli_bar_end(&bar);
+    if (!rc && !quiet)
+        printf("%s: good, sum %016llx\n", path, (unsigned long long)dpk_model_sum(model));
     dpk_model_free(model);
-    return status;
+    if (fd >= 0) close(fd);
+    return rc ? dpk_cli_fail(&err) : dpk_cli_flush();
 }
 
 /* ---- tokens ------------------------------------------------------------------------------- */

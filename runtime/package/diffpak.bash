@@ -18,7 +18,7 @@ _diffpak() {
         if [[ $word == -* ]]; then
             words=$(_diffpak_options "$program")
         elif [[ ${program##*/} == diffpak && $COMP_CWORD -eq 1 ]]; then
-            words='generate inspect verify run tokens schedule noise bench'
+            words='generate inspect verify run tokens schedule noise bench bundle unbundle'
         elif [[ ${COMP_WORDS[1]} == run && $COMP_CWORD -eq 3 ]]; then
             words='text denoise decode encode'
         fi

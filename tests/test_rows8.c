@@ -174,6 +174,27 @@ static void test_linear(void **state) {
     }
 }
 
+/* Spans of one block and of several, whole and not; and causal ones. */
+static void test_attention(void **state) {
+    uint32_t s = 80;
+    (void)state;
+    for (int i = 0; i < 10; i++) {
+        int heads = test_random_int(&s, 1, 3), d = 8 * test_random_int(&s, 1, 5) + i % 3;
+        int lq = i < 8 ? test_random_int(&s, 400, 700) : 2100, lk = test_random_int(&s, 1, 90);
+        int images = lq < 500 ? 3 : 2, dtype = i & 1 ? DPK_BF16 : DPK_F32;
+        struct int8_call c;
+        int8_open(&c, DPK_OP_attention, s);
+        struct dpk_attention_attrs a = {.heads = heads, .head_dim = d, .causal = i % 5 == 3};
+        a.q_off = 1;
+        memcpy(c.op.attr, &a, offsetof(struct dpk_attention_attrs, end_));
+        int8_give(&c, 0, dtype, (struct dpk_shape){3, {images, lq, heads * d + 2}}, false);
+        int8_give(&c, 1, dtype, (struct dpk_shape){3, {images, lk, heads * d}}, false);
+        int8_give(&c, 2, dtype, (struct dpk_shape){3, {images, lk, heads * d}}, false);
+        check_rows(&c, dtype, rules[i / 2 % 2], "attention");
+        int8_close(&c);
+    }
+}
+
 /* Not made: rows that a residual is added to, and fewer than all workers can share. */
 static void test_linear_refuses(void **state) {
     (void)state;
@@ -236,9 +257,9 @@ static void test_chain(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_layer_norm), cmocka_unit_test(test_group_norm),
-        cmocka_unit_test(test_linear),     cmocka_unit_test(test_linear_refuses),
-        cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_layer_norm),     cmocka_unit_test(test_group_norm),
+        cmocka_unit_test(test_linear),         cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_linear_refuses), cmocka_unit_test(test_chain),
     };
     return cmocka_run_group_tests(tests, int8_set_up, int8_tear_down);
 }

@@ -76,6 +76,7 @@ static bool always(const struct dpk_cpu *cpu, const struct dpk_call *call) {
 /* Operators that make quantized rows, and when. */
 static bool (*const makes_rows8[DPK_N_OPCODES])(const struct dpk_cpu *, const struct dpk_call *) = {
     [DPK_OP_linear] = dpk_cpu_rows8_linear,
+    [DPK_OP_attention] = dpk_cpu_rows8_attention,
     [DPK_OP_group_norm] = always,
     [DPK_OP_layer_norm] = always,
 };

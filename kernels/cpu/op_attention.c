@@ -6,7 +6,8 @@
  * for every block of KEYS keys does
  *     S = Q K^T (tiles),   P = one step of online softmax,   O = O * alpha + P V (tiles)
  * and divides by the sums at the end. The shapes of blocks are constants of the level, so the
- * result does not depend on the number of threads.
+ * result does not depend on the number of threads. Where the result is quantized rows, a task is a
+ * span of such blocks of all heads, which it makes whole in its scratch.
  *
  * Scratch, every part on a multiple of 64 bytes (g = 1 float32, 2 bfloat16; d16 = head_dim rounded
  * up to 16):
@@ -17,10 +18,12 @@
  *     S [rows][keys+16], O [rows][d16], T [mr][16*np], m, l, alpha [rows] float32
  *     P [rows][keys + 64 bytes]
  *     row pointers of Q and P [rows]
+ *     rows to be quantized [span*rows][heads*d]
  *
  * Share of the product tile's own rate, one thread of an AMD EPYC with AVX512_BF16, L = 4096:
  * d = 40 0.64, d = 64 0.77, d = 72 0.74, d = 512 0.93; 77 keys, d = 64 0.52 (tests/bench_ops.c). */
 #include "ops_cpu.h"
+#include "rows8.h"
 #include "scalar.h"
 
 #include <math.h>
@@ -28,13 +31,16 @@
 enum {
     ROWS = 120,      /* query rows of a task, about: S and P stay in the L2 cache */
     KEYS = 512,      /* keys of a step */
+    SPAN = 4,        /* blocks of a task that quantizes, for which keys and values are read again */
     PACK_KEYS = 256, /* keys of a packing task; a multiple of 16 */
+    TASKS = 4,       /* of a worker, so that all end at about the same time */
     MOST = 1 << 30,  /* tokens, head_dim */
 };
 
 const uint32_t dpk_cpu_in_place_attention = 0;
 
 struct attention {
+    const struct dpk_cpu *cpu;
     const struct dpk_kernels *k;
     const struct dpk_call *call;
     const struct dpk_tile_kernel *tile;
@@ -42,12 +48,13 @@ struct attention {
     int d16, lkg;          /* roundups: d to 16, Lk to g */
     int rows, keys;        /* of a block: rows is a multiple of the tile's */
     int row_blocks, packs; /* of a head */
+    int span, spans;       /* row blocks of a task, tasks of an image; 0: each block is one */
     size_t size;           /* bytes of an element */
     size_t q_stride, k_stride, v_stride;
     size_t k_bytes, v_bytes; /* of a head's panels */
     size_t s_stride, p_stride;
     size_t at_keys, at_values, at_mask, at_workers; /* parts of the scratch */
-    size_t at_s, at_o, at_t, at_p, at_sums, at_pointers, worker_bytes;
+    size_t at_s, at_o, at_t, at_p, at_sums, at_pointers, at_made, worker_bytes;
     size_t bytes;
     float scale; /* with log2(e) */
 };
@@ -68,6 +75,11 @@ static int bounded(int64_t n) { return n < MOST ? (int)n : MOST; }
 
 static int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
+/* Of the result, as numbers. */
+static size_t row_bytes(const struct attention *a) {
+    return (size_t)a->heads * (size_t)a->d * a->size;
+}
+
 static void plan_scratch(struct attention *a, const struct dpk_cpu *cpu, bool with_mask) {
     size_t heads = (size_t)a->images * (size_t)a->heads, rows = (size_t)a->rows, end = 0;
     size_t tile_width = 16 * (size_t)a->tile->np;
@@ -81,6 +93,7 @@ static void plan_scratch(struct attention *a, const struct dpk_cpu *cpu, bool wi
     a->at_p = reserve(&end, rows * a->p_stride * a->size);
     a->at_sums = reserve(&end, rows * 3 * 4);
     a->at_pointers = reserve(&end, rows * 2 * sizeof(void *));
+    a->at_made = reserve(&end, (size_t)a->span * rows * row_bytes(a));
     a->worker_bytes = end;
     end = 0;
     a->at_keys = reserve(&end, heads * a->k_bytes);
@@ -96,6 +109,7 @@ static void plan_attention(struct attention *a, const struct dpk_cpu *cpu,
     const struct dpk_tensor *q = &call->in[DPK_IN(attention, q)],
                             *k = &call->in[DPK_IN(attention, k)];
     const struct dpk_tensor *v = &call->in[DPK_IN(attention, v)];
+    a->cpu = cpu;
     a->k = cpu->k;
     a->call = call;
     a->dtype = q->dtype;
@@ -114,6 +128,11 @@ static void plan_attention(struct attention *a, const struct dpk_cpu *cpu,
     a->keys = a->lk < KEYS ? round_up(a->lk, 16) : KEYS;
     a->row_blocks = (a->lq + a->rows - 1) / a->rows;
     a->packs = (a->lk + PACK_KEYS - 1) / PACK_KEYS;
+    if (call->out.rows8) {
+        int64_t all = (int64_t)a->images * a->row_blocks / TASKS / dpk_pool_workers(cpu->pool);
+        a->span = all < 1 ? 1 : all < SPAN ? (int)all : SPAN;
+        a->spans = (a->row_blocks + a->span - 1) / a->span;
+    }
     a->q_stride = (size_t)q->shape.dim[q->shape.rank - 1];
     a->k_stride = (size_t)k->shape.dim[k->shape.rank - 1];
     a->v_stride = (size_t)v->shape.dim[v->shape.rank - 1];
@@ -126,6 +145,12 @@ size_t dpk_cpu_scratch_attention(const struct dpk_cpu *cpu, const struct dpk_cal
     struct attention a = {0};
     plan_attention(&a, cpu, call);
     return a.bytes;
+}
+
+bool dpk_cpu_rows8_attention(const struct dpk_cpu *cpu, const struct dpk_call *call) {
+    struct attention a = {0};
+    plan_attention(&a, cpu, call);
+    return (int64_t)a.images * a.row_blocks >= (int64_t)TASKS * dpk_pool_workers(cpu->pool);
 }
 
 /* Channel `off` of head `head`, of token `token` of image b, in a tensor [B, L, stride]. */
@@ -166,7 +191,7 @@ static void convert_mask(const struct attention *a) {
     for (size_t i = 0; i < n; i++) out[i] = mask[i] ? 0.0f : -INFINITY;
 }
 
-/* What a task works on: head `head` of image b, query rows i0 .. i0 + n - 1. */
+/* What is worked on at a time: head `head` of image b, query rows i0 .. i0 + n - 1. */
 struct block {
     int b, head, i0, n;
     int tiles; /* of mr rows */
@@ -176,15 +201,16 @@ struct block {
     const void **q_rows, **p_rows; /* [tiles * mr], rows past the last repeat it */
 };
 
-static void open_block(const struct attention *a, int task, int worker, struct block *w) {
+static void open_block(const struct attention *a, int group, int row_block, int worker,
+                       struct block *w) {
     const struct dpk_attention_attrs *at = DPK_ATTRS(attention, a->call->op);
     const struct dpk_tensor *q = &a->call->in[DPK_IN(attention, q)];
     char *scratch = a->call->scratch;
     char *mine = scratch + a->at_workers + (size_t)worker * a->worker_bytes;
-    int group = task / a->row_blocks, mr = a->tile->mr;
+    int mr = a->tile->mr;
     w->b = group / a->heads;
     w->head = group % a->heads;
-    w->i0 = task % a->row_blocks * a->rows;
+    w->i0 = row_block * a->rows;
     w->n = a->lq - w->i0 < a->rows ? a->lq - w->i0 : a->rows;
     w->tiles = (w->n + mr - 1) / mr;
     w->keys = scratch + a->at_keys + (size_t)group * a->k_bytes;
@@ -293,14 +319,12 @@ static void run_values(const struct attention *a, const struct block *w, int k0,
     }
 }
 
-/* y = O / l; a row that saw no key gives zeros. */
-static void finish_block(const struct attention *a, const struct block *w) {
-    size_t width = (size_t)a->heads * (size_t)a->d;
-    size_t row = (size_t)w->b * (size_t)a->lq + (size_t)w->i0;
-    char *y = (char *)a->call->out.data + (row * width + (size_t)w->head * (size_t)a->d) * a->size;
+/* y = O / l, whole rows from y on; a row that saw no key gives zeros. */
+static void finish_block(const struct attention *a, const struct block *w, char *y) {
+    y += (size_t)w->head * (size_t)a->d * a->size;
     for (int r = 0; r < w->n; r++) {
         struct dpk_affine f = {
-            .y = y + (size_t)r * width * a->size,
+            .y = y + (size_t)r * row_bytes(a),
             .x = w->o + (size_t)r * (size_t)a->d16,
             .n = (size_t)a->d,
             .y_dtype = a->dtype,
@@ -313,10 +337,10 @@ static void finish_block(const struct attention *a, const struct block *w) {
     }
 }
 
-static void block_task(void *arg, int task, int worker) {
-    const struct attention *a = arg;
+/* A block of rows of one head of one image (group), whose first row is to begin at y. */
+static void make_block(const struct attention *a, int group, int row_block, int worker, char *y) {
     struct block w;
-    open_block(a, task, worker, &w);
+    open_block(a, group, row_block, worker, &w);
     int end = a->lk;
     if (DPK_ATTRS(attention, a->call->op)->causal && w.i0 + w.n < end) end = w.i0 + w.n;
     for (int k0 = 0; k0 < end; k0 += a->keys) {
@@ -325,7 +349,37 @@ static void block_task(void *arg, int task, int worker) {
         run_softmax(a, &w, k0, n);
         run_values(a, &w, k0, n);
     }
-    finish_block(a, &w);
+    finish_block(a, &w, y);
+}
+
+static void block_task(void *arg, int task, int worker) {
+    const struct attention *a = arg;
+    int group = task / a->row_blocks, row_block = task % a->row_blocks;
+    size_t row = (size_t)(group / a->heads) * (size_t)a->lq + (size_t)row_block * (size_t)a->rows;
+    make_block(a, group, row_block, worker, (char *)a->call->out.data + row * row_bytes(a));
+}
+
+/* A span of blocks of all heads, quantized. */
+static void span_task(void *arg, int task, int worker) {
+    const struct attention *a = arg;
+    const struct dpk_tensor *out = &a->call->out;
+    const struct dpk_rows8 rows8 = dpk_rows8_of(a->cpu, a->dtype, out->rows8);
+    int b = task / a->spans, first = task % a->spans * a->span;
+    int end = a->row_blocks - first < a->span ? a->row_blocks : first + a->span;
+    size_t bytes = row_bytes(a), n = bytes / a->size, stride = dpk_rows8_stride(&rows8, n);
+    char *scratch = a->call->scratch;
+    char *made = scratch + a->at_workers + (size_t)worker * a->worker_bytes + a->at_made;
+    for (int head = 0; head < a->heads; head++) {
+        for (int i = first; i < end; i++) {
+            char *y = made + (size_t)(i - first) * (size_t)a->rows * bytes;
+            make_block(a, b * a->heads + head, i, worker, y);
+        }
+    }
+    int i0 = first * a->rows, rows = end * a->rows < a->lq ? end * a->rows - i0 : a->lq - i0;
+    char *to = (char *)out->data + ((size_t)b * (size_t)a->lq + (size_t)i0) * stride;
+    for (int r = 0; r < rows; r++, made += bytes, to += stride) {
+        dpk_rows8_put(&rows8, to, made, n);
+    }
 }
 
 int dpk_cpu_run_attention(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
@@ -339,7 +393,8 @@ int dpk_cpu_run_attention(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_
     if (call->in[DPK_IN(attention, mask)].shape.rank > 0) convert_mask(&a);
     int64_t heads = (int64_t)a.images * a.heads;
     DPK_TRY(dpk_run_tasks(cpu, heads * a.packs, pack_task, &a, err));
-    DPK_TRY(dpk_run_tasks(cpu, heads * a.row_blocks, block_task, &a, err));
+    if (a.span) DPK_TRY(dpk_run_tasks(cpu, (int64_t)a.images * a.spans, span_task, &a, err));
+    else DPK_TRY(dpk_run_tasks(cpu, heads * a.row_blocks, block_task, &a, err));
 done:
     return rc;
 }

@@ -21,6 +21,7 @@
 #include "../../formats/ops.def"
 #undef DPK_OP
 
+bool dpk_cpu_rows8_attention(const struct dpk_cpu *cpu, const struct dpk_call *call);
 bool dpk_cpu_rows8_linear(const struct dpk_cpu *cpu, const struct dpk_call *call);
 
 #endif

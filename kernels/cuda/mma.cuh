@@ -107,6 +107,12 @@ __device__ __forceinline__ void dpk_mma(typename dpk_product<T>::acc (&c)[MI][NJ
 
 #else
 
+static inline void dpk_emu_aligned(const void *p) {
+    if ((uintptr_t)p % 16 == 0) return;
+    fputs("a 16-byte access is not aligned\n", stderr);
+    abort();
+}
+
 struct dpk_async {
     struct copy {
         void *dst;
@@ -135,12 +141,6 @@ template <class T> static inline T *dpk_emu_lane_of(unsigned char *slots, int l)
     T *p;
     memcpy(&p, slots + l * DPK_EMU_SLOT, sizeof p);
     return p;
-}
-
-static inline void dpk_emu_aligned(const void *p) {
-    if ((uintptr_t)p % 16 == 0) return;
-    fputs("a 16-byte access is not aligned\n", stderr);
-    abort();
 }
 
 struct dpk_emu_matrix {

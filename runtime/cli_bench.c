@@ -1,36 +1,61 @@
-/* `diffpak bench`: time of each program, and of its operators. */
+/* `diffpak bench`: time of each program, of its operators, of its threads. */
 #include "cli.h"
 #include "cli_plan.h"
+#include "cli_profile.h"
+#include "cli_trace.h"
 
 #include "../formats/fail.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-enum { TOP = 20 }; /* operators listed by --profile */
+#include <time.h>
 
 struct request {
-    const char *path, *program;
+    const char *path, *program, *trace_path;
     uint32_t repeat;
     bool profile, json;
     dpk_session_options options;
     dpk_params params;
 };
 
-/* Times of one program: the fastest run, and every operator's fastest time. */
-struct timing {
-    const struct dpk_plan_stage *stage;
-    double best;     /* seconds */
-    double *best_op; /* [n_ops], owned */
-    double last;     /* when the operator before ended */
+/* Everything around the programs that are timed. */
+struct bench {
+    const struct request *q;
+    struct dpk_cli_plan plan;
+    struct dpk_cli_peaks peaks; /* with --profile */
+    struct dpk_cli_trace trace; /* with --chrome-trace */
+    struct dpk_cli_json j;
+    double load; /* seconds from the command's start until a program could run */
+    bool one_thread;
 };
+
+/* Times of one program: the first run, the fastest, the one with the least CPU time, and every
+ * operator's fastest. */
+struct timing {
+    struct bench *bench;
+    const struct dpk_plan_stage *stage;
+    double first, best, best_cpu; /* seconds */
+    double *best_op;              /* [n_ops], owned; then those of this run */
+    double last;                  /* when the operator before ended */
+};
+
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* What operators are timed by: on one thread its own time, so that other work does not count. */
+static double operator_clock(const struct bench *b) {
+    return b->one_thread ? cpu_seconds() : dpk_cli_seconds();
+}
 
 static int after_operator(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op) {
     (void)plan, (void)stage;
     struct timing *t = arg;
-    double now = dpk_cli_seconds(), took = now - t->last;
-    if (!t->best_op[op] || took < t->best_op[op]) t->best_op[op] = took;
-    t->last = now;
+    t->best_op[t->stage->program->n_ops + op] += operator_clock(t->bench) - t->last;
+    if (t->bench->q->trace_path) dpk_cli_trace_operator(&t->bench->trace, op);
+    t->last = operator_clock(t->bench);
     return 0;
 }
 
@@ -65,20 +90,47 @@ static int run_once(struct dpk_cli_plan *plan, const char *program,
     return run_encode(plan, hook, err);
 }
 
+/* What the text program would have made, drawn: the speed of the others does not depend on it. */
+static void draw_text(struct dpk_job *job) {
+    const struct dpk_plan_stage *s = &job->plan.stages[job->text];
+    struct dpk_random random;
+    dpk_random_seed(&random, DPK_RANDOM_CPU, 1, 0);
+    dpk_random_normal(&random, DPK_F32, s->values[job->out_context].bytes / 4, job->text_context);
+    if (job->text_pooled)
+        dpk_random_normal(&random, DPK_F32, s->values[job->out_pooled].bytes / 4, job->text_pooled);
+}
+
+/* After a run: keep the fastest times. */
+static void keep_best(struct timing *t, bool first, double took, double took_cpu) {
+    uint32_t n = t->stage->program->n_ops;
+    double *this_op = t->best_op + n;
+    if (first) t->first = took;
+    if (first || took < t->best) t->best = took;
+    if (first || took_cpu < t->best_cpu) t->best_cpu = took_cpu;
+    for (uint32_t i = 0; i < n; i++)
+        if (first || this_op[i] < t->best_op[i]) t->best_op[i] = this_op[i];
+    memset(this_op, 0, n * sizeof *this_op);
+}
+
 /* Run a program `repeat` times, each on fresh noise where it reads the latent. */
-static int time_program(struct dpk_cli_plan *plan, const char *program, const struct request *q,
-                        struct timing *t, dpk_error *err) {
+static int time_program(struct bench *b, const char *program, struct timing *t, dpk_error *err) {
     int rc = DPK_OK;
+    const struct request *q = b->q;
     struct dpk_exec_hook hook = {after_operator, t};
-    t->stage = dpk_cli_plan_stage(plan, program);
-    t->best_op = calloc(t->stage->program->n_ops + 1, sizeof *t->best_op);
+    bool hooked = q->profile || q->trace_path;
+    *t = (struct timing){.bench = b, .stage = dpk_cli_plan_stage(&b->plan, program)};
+    t->best_op = calloc(2 * (size_t)t->stage->program->n_ops + 1, sizeof *t->best_op);
     if (!t->best_op) DPK_FAIL(err, DPK_ENOMEM, "no memory for times");
     for (uint32_t i = 0; i < q->repeat; i++) {
-        DPK_TRY(dpk_job_noise(&plan->job, err));
-        double begin = t->last = dpk_cli_seconds();
-        DPK_TRY(run_once(plan, program, q->profile ? &hook : NULL, err));
-        double took = dpk_cli_seconds() - begin;
-        if (!i || took < t->best) t->best = took;
+        DPK_TRY(dpk_job_noise(&b->plan.job, err));
+        if (q->trace_path) dpk_cli_trace_begin(&b->trace, t->stage);
+        double begin = dpk_cli_seconds(), begin_cpu = cpu_seconds();
+        t->last = operator_clock(b);
+        rc = run_once(&b->plan, program, hooked ? &hook : NULL, err);
+        double took = dpk_cli_seconds() - begin, took_cpu = cpu_seconds() - begin_cpu;
+        if (q->trace_path) dpk_cli_trace_end(&b->trace);
+        DPK_TRY(rc);
+        keep_best(t, !i, took, took_cpu);
     }
 done:
     return rc;
@@ -86,144 +138,75 @@ done:
 
 /* ---- Results ------------------------------------------------------------------------------ */
 
-struct kind { /* all operators of one opcode */
-    uint32_t opcode, calls;
-    double seconds;
-    struct dpk_cost cost;
-};
-
-static int slower_kind(const void *a, const void *b) {
-    double x = ((const struct kind *)a)->seconds, y = ((const struct kind *)b)->seconds;
-    return x < y ? 1 : x > y ? -1 : 0;
-}
-
-static void sum_kinds(const struct timing *t, struct kind *kinds) {
-    const struct dpk_program *p = t->stage->program;
-    memset(kinds, 0, DPK_N_OPCODES * sizeof *kinds);
-    for (uint32_t i = 0; i < p->n_ops; i++) {
-        struct kind *k = &kinds[p->ops[i].opcode];
-        k->opcode = p->ops[i].opcode;
-        k->calls++;
-        k->seconds += t->best_op[i];
-        k->cost.flops += t->stage->costs[i].flops;
-        k->cost.bytes += t->stage->costs[i].bytes;
+static int print_program(struct bench *b, const char *name, const struct timing *t,
+                         dpk_error *err) {
+    int rc = DPK_OK;
+    const struct dpk_cli_profile profile = {b->plan.job.plan.file, t->stage, b->peaks, t->best_op};
+    struct dpk_cli_total total = {.calls = t->stage->program->n_ops,
+                                  .seconds = b->one_thread ? t->best_cpu : t->best,
+                                  .cost = dpk_cli_stage_cost(t->stage)};
+    snprintf(total.name, sizeof total.name, "%s", name);
+    for (uint32_t i = 0; b->q->profile && i < total.calls; i++)
+        total.ideal += dpk_cli_profile_operator(&profile, i).ideal;
+    if (b->q->json) {
+        dpk_cli_total_json(&b->j, &total);
+        dpk_cli_json_number(&b->j, "wall_ms", t->best * 1e3);
+        dpk_cli_json_number(&b->j, "cpu_ms", t->best_cpu * 1e3);
+        dpk_cli_json_number(&b->j, "first_ms", t->first * 1e3);
+        dpk_cli_json_number(&b->j, "flops", total.cost.flops);
+        if (b->q->profile) DPK_TRY(dpk_cli_profile_json(&profile, &b->j, err));
+        dpk_cli_json_close(&b->j, '}');
+    } else {
+        dpk_cli_total_print(&total, total.seconds);
+        printf("  %.3f ms on the clock\n", t->best * 1e3);
+        if (b->q->profile) DPK_TRY(dpk_cli_profile_print(&profile, err));
+        fflush(stdout);
     }
-    qsort(kinds, DPK_N_OPCODES, sizeof *kinds, slower_kind);
+done:
+    return rc;
 }
 
-/* The slowest operators, slowest first. Returns how many. */
-static uint32_t find_slowest(const struct timing *t, uint32_t *top) {
-    uint32_t n = 0;
-    for (uint32_t i = 0; i < t->stage->program->n_ops; i++) {
-        uint32_t at = n < TOP ? n++ : TOP - 1;
-        if (at == TOP - 1 && n == TOP && i >= TOP && t->best_op[i] <= t->best_op[top[at]]) continue;
-        while (at > 0 && t->best_op[top[at - 1]] < t->best_op[i]) {
-            top[at] = top[at - 1];
-            at--;
-        }
-        top[at] = i;
+static void print_head(struct bench *b, const dpk_session *session) {
+    const struct dpk_job *job = &b->plan.job;
+    const dpk_params *p = &job->params;
+    if (!b->q->json) {
+        printf("%s: %ux%u, batch %u (%u rows), the fastest of %u; ready in %.0f ms\n",
+               dpk_session_describe(session), p->width, p->height, job->n_images, job->rows,
+               b->q->repeat, b->load * 1e3);
+        return;
     }
-    return n;
-}
-
-static double rate(double amount, double seconds) {
-    return seconds > 0 ? amount / seconds / 1e9 : 0;
-}
-
-static void print_row(const char *name, uint32_t calls, double s, struct dpk_cost c, double all) {
-    printf("    %-12s %6u %10.3f ms %9.1f GFLOP/s %8.1f GB/s %5.1f %%", name, calls, s * 1e3,
-           rate(c.flops, s), rate(c.bytes, s), all > 0 ? 100 * s / all : 0);
-}
-
-static void print_profile(const struct dpk_file *f, const struct timing *t) {
-    struct kind kinds[DPK_N_OPCODES];
-    uint32_t top[TOP], n = find_slowest(t, top);
-    double all = 0;
-    const struct dpk_program *p = t->stage->program;
-    for (uint32_t i = 0; i < p->n_ops; i++) all += t->best_op[i];
-    sum_kinds(t, kinds);
-    for (int i = 0; i < DPK_N_OPCODES && kinds[i].calls; i++) {
-        print_row(dpk_op_info_get(kinds[i].opcode)->name, kinds[i].calls, kinds[i].seconds,
-                  kinds[i].cost, all);
-        putchar('\n');
-    }
-    printf("  slowest operators\n");
-    for (uint32_t i = 0; i < n; i++) {
-        char shape[64];
-        print_row(dpk_op_info_get(p->ops[top[i]].opcode)->name, 1, t->best_op[top[i]],
-                  t->stage->costs[top[i]], all);
-        printf("  %s %s\n", dpk_file_string(f, p->ops[top[i]].name),
-               dpk_plan_shape_text(&t->stage->values[p->n_inputs + top[i]].shape, shape,
-                                   sizeof shape));
-    }
-}
-
-static void json_row(struct dpk_cli_json *j, const char *name, const char *layer, uint32_t calls,
-                     double s, struct dpk_cost c) {
-    dpk_cli_json_line(j);
-    dpk_cli_json_open(j, NULL, '{');
-    dpk_cli_json_text(j, "name", name);
-    if (layer) dpk_cli_json_text(j, "layer", layer);
-    dpk_cli_json_number(j, "calls", calls);
-    dpk_cli_json_number(j, "ms", s * 1e3);
-    dpk_cli_json_number(j, "gflops", rate(c.flops, s));
-    dpk_cli_json_number(j, "gbps", rate(c.bytes, s));
-}
-
-static void json_profile(struct dpk_cli_json *j, const struct dpk_file *f, const struct timing *t) {
-    struct kind kinds[DPK_N_OPCODES];
-    const struct dpk_program *p = t->stage->program;
-    sum_kinds(t, kinds);
-    dpk_cli_json_open(j, "kinds", '[');
-    for (int i = 0; i < DPK_N_OPCODES && kinds[i].calls; i++) {
-        json_row(j, dpk_op_info_get(kinds[i].opcode)->name, NULL, kinds[i].calls, kinds[i].seconds,
-                 kinds[i].cost);
-        dpk_cli_json_close(j, '}');
-    }
-    dpk_cli_json_close(j, ']');
-    dpk_cli_json_open(j, "operators", '[');
-    for (uint32_t i = 0; i < p->n_ops; i++) {
-        json_row(j, dpk_op_info_get(p->ops[i].opcode)->name, dpk_file_string(f, p->ops[i].name), 1,
-                 t->best_op[i], t->stage->costs[i]);
-        dpk_cli_json_close(j, '}');
-    }
-    dpk_cli_json_close(j, ']');
+    dpk_cli_json_open(&b->j, NULL, '{');
+    dpk_cli_json_text(&b->j, "machine", dpk_session_describe(session));
+    dpk_cli_json_number(&b->j, "width", p->width);
+    dpk_cli_json_number(&b->j, "height", p->height);
+    dpk_cli_json_number(&b->j, "batch", job->n_images);
+    dpk_cli_json_number(&b->j, "rows", job->rows);
+    dpk_cli_json_number(&b->j, "repeat", b->q->repeat);
+    dpk_cli_json_number(&b->j, "load_ms", b->load * 1e3);
+    dpk_cli_json_open(&b->j, "programs", '[');
 }
 
 /* ---- Command ------------------------------------------------------------------------------ */
 
-static int bench_programs(const struct request *q, struct dpk_cli_plan *plan,
-                          struct dpk_cli_json *j, dpk_error *err) {
+static int bench_programs(struct bench *b, dpk_error *err) {
     int rc = DPK_OK;
     static const char *const programs[] = {"text", "setup", "step", "decode", "encode"};
-    const struct dpk_file *f = plan->job.plan.file;
+    const char *only = b->q->program;
     struct timing t = {0};
+    draw_text(&b->plan.job);
     for (size_t i = 0; i < CLI_N(programs); i++) {
         const char *name = programs[i];
-        bool wanted = !q->program || !strcmp(q->program, name);
-        if (!dpk_cli_plan_stage(plan, name)) continue;
-        if (!wanted) {
-            /* A step needs what setup makes, and that the text; the others need nothing. */
-            if (q->program && !strcmp(q->program, "encode")) continue;
-            if (i < 2) DPK_TRY(run_once(plan, name, NULL, err));
-            if (q->program && !strcmp(q->program, "text")) break;
+        if (!dpk_cli_plan_stage(&b->plan, name)) continue;
+        if (only && strcmp(only, name)) {
+            /* A step needs what setup makes; the others need nothing. */
+            if (!strcmp(only, "step") && !strcmp(name, "setup"))
+                DPK_TRY(run_once(&b->plan, name, NULL, err));
             continue;
         }
-        DPK_TRY(time_program(plan, name, q, &t, err));
-        struct dpk_cost cost = dpk_cli_stage_cost(t.stage);
-        if (j) {
-            json_row(j, name, NULL, t.stage->program->n_ops, t.best, cost);
-            dpk_cli_json_number(j, "flops", cost.flops);
-            if (q->profile) json_profile(j, f, &t);
-            dpk_cli_json_close(j, '}');
-        } else {
-            print_row(name, t.stage->program->n_ops, t.best, cost, t.best);
-            putchar('\n');
-            if (q->profile) print_profile(f, &t);
-            fflush(stdout);
-        }
+        DPK_TRY(time_program(b, name, &t, err));
+        DPK_TRY(print_program(b, name, &t, err));
         free(t.best_op);
-        t = (struct timing){0};
+        t.best_op = NULL;
     }
 done:
     free(t.best_op);
@@ -235,39 +218,33 @@ static int bench(struct request *q, dpk_error *err) {
     static const char *const prompt[1] = {"a photograph of an astronaut riding a horse"};
     dpk_model *model = NULL;
     dpk_session *session = NULL;
-    struct dpk_cli_plan plan = {0};
-    struct dpk_cli_json j = {stdout, false};
+    struct bench b = {.q = q, .j = {stdout, false}};
+    const double began = dpk_cli_seconds();
     q->params.prompts = prompt;
     DPK_TRY(dpk_model_open(&model, q->path, err));
     if (q->program && !dpk_file_program(dpk_cli_model_file(model), q->program))
         DPK_FAIL(err, DPK_EARG, "%s: no program %.40s", q->path, q->program);
     DPK_TRY(dpk_session_create(&session, model, &q->options, err));
-    DPK_TRY(dpk_cli_plan_make(&plan, session, &q->params, q->program, err));
-    DPK_TRY(dpk_job_begin(&plan.job, err));
-    if (plan.encode.n_stages) DPK_TRY(dpk_session_take(session, &plan.encode, 0, "encode", err));
-    const dpk_params *p = &plan.job.params;
+    DPK_TRY(dpk_cli_plan_make(&b.plan, session, &q->params, q->program, err));
+    DPK_TRY(dpk_job_begin(&b.plan.job, err));
+    if (b.plan.encode.n_stages)
+        DPK_TRY(dpk_session_take(session, &b.plan.encode, 0, "encode", err));
+    b.load = dpk_cli_seconds() - began;
+    b.one_thread = dpk_cli_threads(session->backend) == 1;
+    if (q->profile) b.peaks = dpk_cli_peaks_measure(session->backend);
+    if (q->trace_path) DPK_TRY(dpk_cli_trace_start(&b.trace, session->backend, err));
+    print_head(&b, session);
+    DPK_TRY(bench_programs(&b, err));
     if (q->json) {
-        dpk_cli_json_open(&j, NULL, '{');
-        dpk_cli_json_text(&j, "machine", dpk_session_describe(session));
-        dpk_cli_json_number(&j, "width", p->width);
-        dpk_cli_json_number(&j, "height", p->height);
-        dpk_cli_json_number(&j, "batch", plan.job.n_images);
-        dpk_cli_json_number(&j, "rows", plan.job.rows);
-        dpk_cli_json_number(&j, "repeat", q->repeat);
-        dpk_cli_json_open(&j, "programs", '[');
-    } else {
-        printf("%s: %ux%u, batch %u (%u rows), the fastest of %u\n",
-               dpk_session_describe(session), p->width, p->height, plan.job.n_images, plan.job.rows,
-               q->repeat);
+        dpk_cli_json_close(&b.j, ']');
+        dpk_cli_json_close(&b.j, '}');
+        dpk_cli_json_line(&b.j);
     }
-    DPK_TRY(bench_programs(q, &plan, q->json ? &j : NULL, err));
-    if (q->json) {
-        dpk_cli_json_close(&j, ']');
-        dpk_cli_json_close(&j, '}');
-        dpk_cli_json_line(&j);
-    }
+    if (q->trace_path)
+        DPK_TRY(dpk_cli_trace_write(&b.trace, b.plan.job.plan.file, q->trace_path, err));
 done:
-    dpk_cli_plan_free(&plan);
+    dpk_cli_trace_free(&b.trace);
+    dpk_cli_plan_free(&b.plan);
     dpk_session_free(session);
     dpk_model_free(model);
     return rc;
@@ -288,6 +265,7 @@ int dpk_cli_bench(int argc, char **argv) {
         {"--backend", NULL, CLI_TEXT, &q.options.backend},
         {"--repeat", NULL, CLI_COUNT, &q.repeat},
         {"--profile", NULL, CLI_FLAG, &q.profile},
+        {"--chrome-trace", NULL, CLI_TEXT, &q.trace_path},
         {"--json", NULL, CLI_FLAG, &q.json},
     };
     dpk_error err;

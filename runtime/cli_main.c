@@ -46,7 +46,7 @@ static const char help[] =
     "  diffpak noise    --seed S --shape N,C,H,W [--rng cpu|cuda] [--dtype f32|f16|bf16]\n"
     "                   -o FILE.npy\n"
     "  diffpak bench    MODEL.dpk [--program P] [--width W] [--height H] [--batch N]\n"
-    "                   [--threads N] [--repeat N] [--profile] [--json]\n"
+    "                   [--threads N] [--repeat N] [--profile] [--chrome-trace FILE] [--json]\n"
     "  diffpak bundle   MODEL.dpk [FILE...] -o BUNDLE.tar.zst\n"
     "      a model with its licence, quality card, sample pictures\n"
     "  diffpak unbundle BUNDLE.tar.zst -o FOLDER\n"

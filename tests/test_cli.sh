@@ -40,6 +40,15 @@ works "$bin/diffpak" generate "$model" -p "a red circle on a white background" -
 cmp -s "$tmp/a.png" "$tmp/c.png" && ok "the same run gives the same file" || bad "two equal runs differ"
 works "$bin/diffpak" bench "$model" --program step --width 64 --height 64 --repeat 1 --json
 python3 -m json.tool "$tmp/out" >/dev/null && ok "bench --json is JSON" || bad "bench --json"
+works "$bin/diffpak" bench "$model" --program step --width 64 --height 64 --repeat 2 --threads 2 --profile --json --chrome-trace "$tmp/trace.json"
+python3 tests/check_bench.py "$tmp/out" "$tmp/trace.json" && ok "profile and timeline agree" || bad "profile, timeline"
+works "$bin/diffpak" bench "$model" --width 64 --height 64 --repeat 1 --threads 1 --profile
+for line in text setup step decode "by operator" "by kernel" "slowest operators"; do
+    grep -q "^ *$line" "$tmp/out" && ok "bench --profile: $line" || bad "bench --profile: no line $line"
+done
+fails 1 "cannot create" "$bin/diffpak" bench "$model" --program setup --repeat 1 --chrome-trace "$tmp/none/trace.json"
+fails 1 "packed model" "$bin/diffpak" bench "$model" --program setup --repeat 1 --chrome-trace "$model"
+works "$bin/diffpak" verify "$model"
 
 # what the pictures say about themselves
 python3 - "$tmp/a.png" <<'E2' && ok "text chunks of the picture" || bad "text chunks of the picture"

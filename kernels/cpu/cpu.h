@@ -83,6 +83,13 @@ void dpk_pool_free(struct dpk_pool *pool);
 int dpk_pool_workers(const struct dpk_pool *pool);
 void dpk_pool_run(struct dpk_pool *pool, int n_tasks, void (*fn)(void *arg, int task, int worker),
                   void *arg);
+/* For profiles: called by each worker that took part in a run when its share is done (seconds of
+ * CLOCK_MONOTONIC). Set between runs; share NULL: no watching. */
+struct dpk_pool_watch {
+    void (*share)(void *arg, int worker, double begin, double end);
+    void *arg;
+};
+void dpk_pool_watch(struct dpk_pool *pool, struct dpk_pool_watch watch);
 
 /* What dpk_cpu_create takes, and what tests and benchmarks turn off. */
 struct dpk_cpu_options {

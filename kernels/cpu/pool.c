@@ -12,6 +12,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { SPINS = 4000 }; /* tens of microseconds: longer than the gaps between operators */
 
@@ -27,6 +28,7 @@ struct dpk_pool {
     int n_tasks;
     void (*fn)(void *arg, int task, int worker);
     void *arg;
+    struct dpk_pool_watch watch;
 };
 
 struct worker {
@@ -42,12 +44,23 @@ static void pause_cpu(void) {
 #endif
 }
 
+static double watch_clock(const struct dpk_pool *pool) {
+    struct timespec t = {0, 0};
+    if (pool->watch.share) clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void end_share(const struct dpk_pool *pool, int worker, double begin) {
+    if (pool->watch.share) pool->watch.share(pool->watch.arg, worker, begin, watch_clock(pool));
+}
+
 static void take_tasks(struct dpk_pool *pool, int worker) {
-    for (;;) {
-        int task = atomic_fetch_add(&pool->next, 1);
-        if (task >= pool->n_tasks) return;
+    double begin = watch_clock(pool);
+    int task = atomic_fetch_add(&pool->next, 1);
+    if (task >= pool->n_tasks) return;
+    for (; task < pool->n_tasks; task = atomic_fetch_add(&pool->next, 1))
         pool->fn(pool->arg, task, worker);
-    }
+    end_share(pool, worker, begin);
 }
 
 static void wait_generation(struct dpk_pool *pool, unsigned seen) {
@@ -85,7 +98,9 @@ static void start_generation(struct dpk_pool *pool) {
 
 void dpk_pool_run(struct dpk_pool *pool, int n_tasks, void (*fn)(void *, int, int), void *arg) {
     if (pool->n_workers == 1 || n_tasks <= 1) {
+        double begin = watch_clock(pool);
         for (int task = 0; task < n_tasks; task++) fn(arg, task, 0);
+        end_share(pool, 0, begin);
         return;
     }
     pool->fn = fn;
@@ -103,6 +118,8 @@ void dpk_pool_run(struct dpk_pool *pool, int n_tasks, void (*fn)(void *, int, in
     while (atomic_load(&pool->busy) > 0) pthread_cond_wait(&pool->done, &pool->mutex);
     pthread_mutex_unlock(&pool->mutex);
 }
+
+void dpk_pool_watch(struct dpk_pool *pool, struct dpk_pool_watch watch) { pool->watch = watch; }
 
 int dpk_pool_workers(const struct dpk_pool *pool) { return pool->n_workers; }
 

@@ -1,6 +1,8 @@
 /* Results made as quantized rows: what a linear makes of them is, bit for bit, what it makes of the
  * numbers; for every operator that can, at every level, with every number of threads. And the plan
  * that asks for them. */
+#include "../runtime/job.h"
+#include "support_golden.h"
 #include "support_guard.h"
 #include "support_int8.h"
 #include "support_pack.h"
@@ -255,11 +257,108 @@ static void test_chain(void **state) {
         }
 }
 
+/* ---- A model --------------------------------------------------------------------------------- */
+
+/* What the plan of a picture has of quantized rows: results, by opcode, and readers. */
+struct census {
+    uint32_t made[DPK_N_OPCODES], n_made, n_read;
+};
+
+static struct census count_rows(dpk_session *session, const dpk_params *params) {
+    struct census c = {0};
+    struct dpk_job job;
+    dpk_error err;
+    if (dpk_job_plan(&job, session, params, &err)) fail_msg("%s", err.msg);
+    for (uint32_t s = 0; s < job.plan.n_stages; s++) {
+        const struct dpk_plan_stage *stage = &job.plan.stages[s];
+        const struct dpk_program *p = stage->program;
+        for (uint32_t i = 0; i < p->n_ops; i++) {
+            const struct dpk_call *call = &stage->calls[i];
+            if (call->out.rows8) {
+                assert_int_equal(stage->values[p->n_inputs + i].bytes,
+                                 session->backend->rows8_bytes(session->backend, call));
+                assert_false(p->values[p->n_inputs + i].flags & DPK_VALUE_OUTPUT);
+                c.made[p->ops[i].opcode]++;
+                c.n_made++;
+            }
+            for (int k = 0; k < DPK_MAX_IN; k++) {
+                uint32_t v = p->ops[i].in[k];
+                bool made =
+                    v != DPK_NONE && v >= p->n_inputs && stage->calls[v - p->n_inputs].out.rows8;
+                assert_int_equal(call->in[k].rows8 != 0, made);
+                if (!made) continue;
+                assert_int_equal(p->ops[i].opcode, DPK_OP_linear);
+                assert_int_equal(k, DPK_IN(linear, x));
+                assert_true(call->wt[0].flags & DPK_TENSOR_DYNAMIC);
+                c.n_read++;
+            }
+        }
+    }
+    dpk_job_free(&job);
+    return c;
+}
+
+enum { SIDE = 64 };
+
+static dpk_images *paint(const dpk_model *model, int isa, bool with_rows, struct census *c) {
+    static const char *const prompt = "a large red circle";
+    dpk_session_options options = dpk_session_options_default();
+    dpk_params params = dpk_params_default();
+    dpk_session *session;
+    dpk_images *images;
+    dpk_error err;
+    params.prompts = &prompt;
+    params.steps = 2;
+    params.width = params.height = SIDE;
+    options.isa = dpk_isa_name(isa);
+    options.threads = with_rows ? 2 : 1;
+    if (dpk_session_create(&session, model, &options, &err)) fail_msg("%s", err.msg);
+    if (!with_rows) session->backend->rows8_bytes = NULL;
+    *c = count_rows(session, &params);
+    if (dpk_generate(session, &params, &images, &err)) fail_msg("%s", err.msg);
+    dpk_session_free(session);
+    return images;
+}
+
+/* A picture of a quantized file is the same with and without, at every level. */
+static void test_model(void **state) {
+    char path[1100];
+    dpk_error err;
+    (void)state;
+    dpk_model_free(golden_model("rows8", "models/shapes-xl", "--dtype bf16"));
+    snprintf(path, sizeof path, "%s", golden_build_path("tests/rows8.dpk"));
+    for (int rule = 0; rule < 2; rule++) {
+        dpk_model *model;
+        char made[1200];
+        snprintf(made, sizeof made, "%s.int8", path);
+        if (golden_shell(
+                "%s %s -o %s --scheme int8-dynamic --filter all --convention %s >/dev/null",
+                golden_build_path("bin/diffpak-quantize"), path, made,
+                rule ? "torchao" : "diffusion-fast"))
+            fail_msg("quantizing failed");
+        if (dpk_model_open(&model, made, &err)) fail_msg("%s", err.msg);
+        for (int isa = DPK_ISA_REF; isa < DPK_N_ISAS; isa++) {
+            struct census plain, rows;
+            if (!dpk_isa_available(isa)) continue;
+            dpk_images *a = paint(model, isa, false, &plain), *b = paint(model, isa, true, &rows);
+            assert_int_equal(plain.n_made + plain.n_read, 0);
+            assert_true(rows.n_read >= rows.n_made);
+            assert_true(rows.made[DPK_OP_layer_norm] > 0 && rows.made[DPK_OP_group_norm] > 0);
+            assert_true(rows.made[DPK_OP_linear] > 0);
+            assert_memory_equal(a->rgb, b->rgb, SIDE * SIDE * 3);
+            dpk_images_free(a);
+            dpk_images_free(b);
+        }
+        dpk_model_free(model);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layer_norm),     cmocka_unit_test(test_group_norm),
         cmocka_unit_test(test_linear),         cmocka_unit_test(test_attention),
         cmocka_unit_test(test_linear_refuses), cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_model),
     };
     return cmocka_run_group_tests(tests, int8_set_up, int8_tear_down);
 }

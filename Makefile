@@ -1,10 +1,23 @@
 # diffpak: `make help` lists the targets. Everything is built under $(BUILD); variants (BUILD=build/asan SAN=address,undefined) coexist.
-BUILD ?= build
 CC    ?= cc
 SAN   ?=
 V     ?=
 OPT   ?= -O2
-ARCH  := $(shell $(CC) -dumpmachine | cut -d- -f1)
+
+# For another processor: make ARCH=aarch64, or CC=aarch64-linux-gnu-gcc. Built under build/aarch64, run by $(RUN).
+HOST  := $(shell uname -m)
+ifneq ($(filter-out $(HOST),$(ARCH)),)
+CC    := $(ARCH)-linux-gnu-gcc
+endif
+TARGET := $(shell $(CC) -dumpmachine)
+ARCH   := $(firstword $(subst -, ,$(TARGET)))
+CROSS  := $(if $(filter-out $(HOST),$(ARCH)),$(TARGET))
+BUILD  ?= build$(if $(CROSS),/$(ARCH))
+RUN    ?= $(if $(CROSS),qemu-$(ARCH) -cpu max)
+ifneq ($(CROSS),)
+AR     := $(CROSS)-ar
+endif
+PKG_CONFIG ?= $(if $(CROSS),PKG_CONFIG_LIBDIR=/usr/lib/$(CROSS)/pkgconfig) pkg-config
 
 WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Werror
 CFLAGS += -std=c11 -D_GNU_SOURCE $(OPT) -g $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread \
@@ -23,25 +36,28 @@ FLAGS_ref        :=
 FLAGS_avx2       := -mavx2 -mfma -mf16c
 FLAGS_avx512     := $(FLAGS_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl
 FLAGS_avx512bf16 := $(FLAGS_avx512) -mavx512bf16 -mavx512vnni -mavx512vbmi
-ifeq ($(ARCH),x86_64)
-LEVELS := ref avx2 avx512 avx512bf16
-else
-LEVELS := ref
-endif
-ALL_LEVELS := ref avx2 avx512 avx512bf16
+FLAGS_neon       :=
+FLAGS_neondot    := -march=armv8.2-a+dotprod
+FLAGS_neonbf16   := $(FLAGS_neondot)+bf16+i8mm
+LEVELS_x86_64    := avx2 avx512 avx512bf16
+LEVELS_aarch64   := neon neonbf16
+LEVELS           := ref $(LEVELS_$(ARCH))
+# An extra of a level: more files, no table of their own.
+EXTRAS           := $(if $(filter neon,$(LEVELS)),neondot)
+ALL_LEVELS       := ref $(LEVELS_x86_64) $(LEVELS_aarch64) neondot
 level_of = $(filter $(ALL_LEVELS),$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
 # Third-party libraries of the tools; the runtime library has none.
 PKGS_TOOLS := libarchive libcjson libxxhash libutf8proc libpng
-TOOL_CFLAGS = $(shell pkg-config --cflags $(PKGS_TOOLS) 2>/dev/null)
-TOOL_LIBS   = $(shell pkg-config --libs libarchive libcjson libxxhash libutf8proc libpng 2>/dev/null) -lm
-CLI_LIBS    = $(shell pkg-config --libs libpng libarchive 2>/dev/null) -lm
+TOOL_CFLAGS = $(shell $(PKG_CONFIG) --cflags $(PKGS_TOOLS) 2>/dev/null)
+TOOL_LIBS   = $(shell $(PKG_CONFIG) --libs libarchive libcjson libxxhash libutf8proc libpng 2>/dev/null) -lm
+CLI_LIBS    = $(shell $(PKG_CONFIG) --libs libpng libarchive 2>/dev/null) -lm
 
 # The reading half of formats/, all that the runtime takes from it.
 FORMATS_READ := $(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c ops_cost.c dpk_read.c dpk_check.c \
                  dpk_check_program.c)
 KERNEL_ALL   := $(wildcard kernels/cpu/*.c)
-KERNEL_SRC   := $(foreach s,$(KERNEL_ALL),$(if $(filter-out $(LEVELS),$(call level_of,$(s))),,$(s)))
+KERNEL_SRC   := $(foreach s,$(KERNEL_ALL),$(if $(filter-out $(LEVELS) $(EXTRAS),$(call level_of,$(s))),,$(s)))
 ISA_SRC      := $(wildcard kernels/cpu/isa/*.c)
 RUNTIME_SRC  := $(filter-out $(wildcard runtime/cli*.c),$(wildcard runtime/*.c))
 CLI_SRC      := $(wildcard runtime/cli*.c) $(addprefix formats/,json_scan.c npy.c png.c)
@@ -136,7 +152,7 @@ test: deps
 
 # check: build and run the tests of one variant
 check: all $(TEST_BIN) $(FUZZ_BIN)
-	@BUILD=$(BUILD) tests/run.sh $(BUILD)/logs $(TEST_BIN) $(FUZZ_BIN) $(addprefix ./,$(TEST_SH))
+	@BUILD=$(BUILD) RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(TEST_BIN) $(FUZZ_BIN) $(addprefix ./,$(TEST_SH))
 
 ## demo: install what is missing, build, convert models/shapes-xl and paint demo.png
 demo: deps

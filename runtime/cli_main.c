@@ -51,8 +51,8 @@ static const char help[] =
     "      a model with its licence, quality card, sample pictures\n"
     "  diffpak unbundle BUNDLE.tar.zst -o FOLDER\n"
     "\n"
-    "Exit status: 0 good, 1 failed, 2 wrong usage. DPK_ISA=ref|avx2|avx512|avx512bf16 forces\n"
-    "an instruction set.\n";
+    "Exit status: 0 good, 1 failed, 2 wrong usage. DPK_ISA=ref|avx2|avx512|avx512bf16|neon|\n"
+    "neonbf16 forces an instruction set.\n";
 
 static const struct {
     const char *name;

@@ -22,7 +22,8 @@ bool dpk_isa_available(int isa); /* built, and this machine has it */
 int dpk_isa_best(void);
 bool dpk_isa_act_bf16(int isa); /* activations of bf16 files are bf16 */
 /* This machine multiplies bytes in fours with the level's registers (AVX-VNNI for avx2, AVX512-VNNI
- * for the wider ones): an extra of avx2 and avx512, always there at avx512bf16. */
+ * for the wider ones, FEAT_DotProd for neon): an extra of avx2, avx512 and neon, always there at
+ * avx512bf16 and neonbf16. */
 bool dpk_isa_has_dot(int isa);
 
 /* ---- Matrix tile: the product kernel of linears, convolutions and attention ------------------

@@ -53,6 +53,22 @@ bool dpk_isa_has_dot(int isa) {
     if (isa >= DPK_ISA_AVX512) return c & bit_AVX512VNNI;
     return a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4); /* AVX-VNNI */
 }
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+/* Bits of Linux, asm/hwcap.h; older headers lack some. */
+enum { ASIMDDP = 1 << 20 /* AT_HWCAP */, I8MM = 1 << 13, BF16 = 1 << 14 /* AT_HWCAP2 */ };
+
+static bool machine_has(int isa) {
+    if (isa == DPK_ISA_REF || isa == DPK_ISA_NEON) return true;
+    unsigned long more = getauxval(AT_HWCAP2);
+    return isa == DPK_ISA_NEONBF16 && (getauxval(AT_HWCAP) & ASIMDDP) && (more & I8MM) &&
+           (more & BF16);
+}
+
+bool dpk_isa_has_dot(int isa) {
+    return isa != DPK_ISA_REF && dpk_isa_available(isa) && (getauxval(AT_HWCAP) & ASIMDDP);
+}
 #else
 static bool machine_has(int isa) { return isa == DPK_ISA_REF; }
 bool dpk_isa_has_dot(int isa) { return (void)isa, false; }

@@ -1,4 +1,5 @@
 /* Rows of activations to integers (contract: rows8.h). */
+#include "half.h"
 #include "rows8.h"
 
 #include <math.h>
@@ -22,20 +23,12 @@ size_t dpk_rows8_stride(const struct dpk_rows8 *r, size_t n) {
     return bytes % 4096 == 0 ? bytes + 64 : bytes;
 }
 
-static float round_bf16(float x) {
-    uint32_t u;
-    memcpy(&u, &x, 4);
-    u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000;
-    memcpy(&x, &u, 4);
-    return x;
-}
-
 /* torchao divides in the type of the activations. */
 float dpk_rows8_scale(const struct dpk_rows8 *r, float top) {
     if (!isfinite(top)) return NAN;
     if (!r->torchao) return fmaxf(top, 1e-5f) / 127.0f;
     float s = top / 127.5f;
-    return fmaxf(r->dtype == DPK_BF16 ? round_bf16(s) : s, 0x1p-23f);
+    return fmaxf(r->dtype == DPK_BF16 ? dpk_bf16_f32(dpk_f32_bf16(s)) : s, 0x1p-23f);
 }
 
 void dpk_rows8_integers(const struct dpk_rows8 *r, void *q, float scale, const void *x, size_t n) {

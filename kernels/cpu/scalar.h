@@ -4,6 +4,7 @@
 #define DPK_SCALAR_H
 
 #include "cpu.h"
+#include "half.h"
 
 #include "../../formats/fail.h"
 
@@ -15,39 +16,17 @@ static inline size_t dpk_elem_bytes(int dtype) {
     return dtype == DPK_F32 || dtype == DPK_I32 ? 4 : 2;
 }
 
-static inline float dpk_f16_value(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, m = h & 0x3ff, u;
-    float f;
-    if (exponent == 0) { /* zero and subnormals: m 2^-24 is exact */
-        f = (float)m * 0x1p-24f;
-        return sign ? -f : f;
-    }
-    u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | m << 13;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
 /* Element i of an array of DPK_F32, DPK_BF16 or DPK_F16. */
 static inline float dpk_elem_get(const void *p, int dtype, size_t i) {
     if (dtype == DPK_F32) return ((const float *)p)[i];
     uint16_t h = ((const uint16_t *)p)[i];
-    if (dtype == DPK_F16) return dpk_f16_value(h);
-    uint32_t u = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
+    return dtype == DPK_F16 ? dpk_f16_f32(h) : dpk_bf16_f32(h);
 }
 
 /* Store to an array of DPK_F32 or DPK_BF16, rounding to nearest even; NaN stays NaN. */
 static inline void dpk_elem_put(void *p, int dtype, size_t i, float f) {
-    uint32_t u;
-    if (dtype == DPK_F32) {
-        ((float *)p)[i] = f;
-        return;
-    }
-    memcpy(&u, &f, 4);
-    bool nan = (u & 0x7fffffff) > 0x7f800000;
-    ((uint16_t *)p)[i] = (uint16_t)(nan ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+    if (dtype == DPK_F32) ((float *)p)[i] = f;
+    else ((uint16_t *)p)[i] = dpk_f32_bf16(f);
 }
 
 /* Tasks of at most `each` for n things; 0 tasks for n = 0. */

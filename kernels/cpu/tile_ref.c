@@ -3,29 +3,10 @@
  * One loop for all element types; the compiler unrolls the 16 columns. It is the reading of the
  * contract that the other levels are tested against, and the level of machines that have no
  * other. */
+#include "half.h"
 #include "tiles.h"
 
 #include <string.h>
-
-static inline float from_bf16(uint16_t h) {
-    uint32_t u = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
-static inline float from_f16(uint16_t h) {
-    uint32_t exponent = h >> 10 & 31, m = h & 0x3ff, u;
-    float f;
-    if (exponent == 0) { /* zero and subnormals: m 2^-24 is exact */
-        f = (float)m * 0x1p-24f;
-        return h & 0x8000 ? -f : f;
-    }
-    u = (uint32_t)(h & 0x8000) << 16 | m << 13;
-    u |= exponent == 31 ? 0x7f800000u : (exponent + 112) << 23;
-    memcpy(&f, &u, 4);
-    return f;
-}
 
 static inline float from_f32(float f) { return f; }
 
@@ -50,9 +31,9 @@ static inline float from_f32(float f) { return f; }
     }
 
 TILE(f32_f32, float, from_f32, float, from_f32, 1)
-TILE(f32_bf16, float, from_f32, uint16_t, from_bf16, 2)
-TILE(f32_f16, float, from_f32, uint16_t, from_f16, 2)
-TILE(bf16_bf16, uint16_t, from_bf16, uint16_t, from_bf16, 2)
+TILE(f32_bf16, float, from_f32, uint16_t, dpk_bf16_f32, 2)
+TILE(f32_f16, float, from_f32, uint16_t, dpk_f16_f32, 2)
+TILE(bf16_bf16, uint16_t, dpk_bf16_f32, uint16_t, dpk_bf16_f32, 2)
 
 /* Integers. A is DPK_A_S8. */
 void dpk_tile_s8_ref(const struct dpk_tile *t) {

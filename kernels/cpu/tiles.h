@@ -12,6 +12,9 @@ enum {
     DPK_NP_AVX2 = 1,
     DPK_MR_AVX512 = 6,
     DPK_NP_AVX512 = 4,
+    DPK_MR_NEON = 6,
+    DPK_MR_S8_NEON = 3,
+    DPK_NP_NEON = 1,
 };
 
 /* The tiles of a level, a row each: F(level, member of struct dpk_kernels without tile_, rows,
@@ -39,6 +42,15 @@ enum {
 #define DPK_TILES_avx512bf16(F, S8, S16)                                                           \
     F(avx512bf16, bf16_bf16, DPK_MR_AVX512, DPK_NP_AVX512, DPK_A_FLOAT)                            \
     S16(avx512bf16, s16, DPK_MR_AVX512, DPK_NP_AVX512)
+#define DPK_TILES_neon(F, S8, S16)                                                                 \
+    F(neon, f32_f32, DPK_MR_NEON, DPK_NP_NEON, DPK_A_FLOAT)                                        \
+    F(neon, f32_bf16, DPK_MR_NEON, DPK_NP_NEON, DPK_A_FLOAT)                                       \
+    F(neon, f32_f16, DPK_MR_NEON, DPK_NP_NEON, DPK_A_FLOAT)                                        \
+    S8(neon, s8, DPK_MR_S8_NEON, DPK_NP_NEON, DPK_A_S8)                                            \
+    S8(neon, s8_dot, DPK_MR_NEON, DPK_NP_NEON, DPK_A_S8)
+#define DPK_TILES_neonbf16(F, S8, S16)                                                             \
+    F(neonbf16, bf16_bf16, DPK_MR_NEON, DPK_NP_NEON, DPK_A_FLOAT)                                  \
+    S8(neonbf16, s8_dot, DPK_MR_NEON, DPK_NP_NEON, DPK_A_S8)
 
 /* clang-format off */
 #define DPK_TILE(level, member, mr, np, format) dpk_tile_fn dpk_tile_##member##_##level;
@@ -47,6 +59,8 @@ DPK_TILES_ref(DPK_TILE, DPK_TILE, DPK_TILE_S16)
 DPK_TILES_avx2(DPK_TILE, DPK_TILE, DPK_TILE_S16)
 DPK_TILES_avx512(DPK_TILE, DPK_TILE, DPK_TILE_S16)
 DPK_TILES_avx512bf16(DPK_TILE, DPK_TILE, DPK_TILE_S16)
+DPK_TILES_neon(DPK_TILE, DPK_TILE, DPK_TILE_S16)
+DPK_TILES_neonbf16(DPK_TILE, DPK_TILE, DPK_TILE_S16)
 #undef DPK_TILE
 #undef DPK_TILE_S16
 /* clang-format on */

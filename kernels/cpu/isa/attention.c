@@ -11,7 +11,7 @@
 
 /* ---- Packing -------------------------------------------------------------------------------- */
 
-#if VF_N > 1
+#if VF_N >= 8
 #define UNROLL _Pragma("GCC unroll 8")
 /* An 8x8 transpose of 32-bit units: row i from src + i * stride_bytes, column j to dst + 16 * j. */
 VF_INLINE void transpose_8x8(uint32_t *dst, const char *src, size_t stride_bytes) {
@@ -36,6 +36,32 @@ VF_INLINE void transpose_8x8(uint32_t *dst, const char *src, size_t stride_bytes
                          _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
     }
 }
+/* Eight units of 16 rows: columns of dst. */
+VF_INLINE void transpose_16x8(uint32_t *dst, const char *src, size_t stride_bytes) {
+    transpose_8x8(dst, src, stride_bytes);
+    transpose_8x8(dst + 8, src + 8 * stride_bytes, stride_bytes);
+}
+#elif VF_N == 4
+VF_INLINE void transpose_4x4(uint32_t *dst, const char *src, size_t stride_bytes) {
+    uint32x4_t r[4];
+    for (int i = 0; i < 4; i++) {
+        r[i] = vreinterpretq_u32_u8(vld1q_u8((const uint8_t *)src + (size_t)i * stride_bytes));
+    }
+    uint64x2_t a = vreinterpretq_u64_u32(vtrn1q_u32(r[0], r[1]));
+    uint64x2_t b = vreinterpretq_u64_u32(vtrn2q_u32(r[0], r[1]));
+    uint64x2_t c = vreinterpretq_u64_u32(vtrn1q_u32(r[2], r[3]));
+    uint64x2_t d = vreinterpretq_u64_u32(vtrn2q_u32(r[2], r[3]));
+    vst1q_u32(dst, vreinterpretq_u32_u64(vtrn1q_u64(a, c)));
+    vst1q_u32(dst + 16, vreinterpretq_u32_u64(vtrn1q_u64(b, d)));
+    vst1q_u32(dst + 32, vreinterpretq_u32_u64(vtrn2q_u64(a, c)));
+    vst1q_u32(dst + 48, vreinterpretq_u32_u64(vtrn2q_u64(b, d)));
+}
+VF_INLINE void transpose_16x8(uint32_t *dst, const char *src, size_t stride_bytes) {
+    for (int r = 0; r < 16; r += 4, src += 4 * stride_bytes) {
+        transpose_4x4(dst + r, src, stride_bytes);
+        transpose_4x4(dst + r + 64, src + 16, stride_bytes);
+    }
+}
 #endif
 
 /* Both types are a transpose of 32-bit units: one float, or a pair of bfloat16. */
@@ -48,9 +74,7 @@ void DPK_LEVEL_FN(attn_pack_k)(void *dst, const void *src, int dtype, size_t str
 #if VF_N > 1
     if (rows == 16) {
         for (; j + 8 <= units; j += 8) {
-            const char *s = (const char *)src + (size_t)j * 4;
-            transpose_8x8(d + j * 16, s, stride_bytes);
-            transpose_8x8(d + j * 16 + 8, s + 8 * stride_bytes, stride_bytes);
+            transpose_16x8(d + j * 16, (const char *)src + (size_t)j * 4, stride_bytes);
         }
     }
 #endif
@@ -68,7 +92,7 @@ void DPK_LEVEL_FN(attn_pack_k)(void *dst, const void *src, int dtype, size_t str
 
 /* Sixteen pairs (a[i], b[i]) of bfloat16, a first in memory. */
 VF_INLINE void zip16(uint16_t *dst, const uint16_t *a, const uint16_t *b) {
-#if VF_N > 1
+#if VF_N >= 8
     for (int h = 0; h < 16; h += 8) {
         __m128i x = _mm_loadu_si128((const __m128i *)(const void *)(a + h));
         __m128i y = _mm_loadu_si128((const __m128i *)(const void *)(b + h));

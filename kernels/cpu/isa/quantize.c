@@ -43,6 +43,24 @@ VF_INLINE int32_t vi_hmax(vi a) {
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4e));
     return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xb1)));
 }
+#elif VF_N == 4
+typedef int32x4_t vi;
+VF_INLINE vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+VF_INLINE void vi_store(void *p, vi a) { vst1q_u8(p, vreinterpretq_u8_s32(a)); }
+VF_INLINE vi vi_set1(int32_t x) { return vdupq_n_s32(x); }
+VF_INLINE vi vi_and(vi a, vi b) { return vandq_s32(a, b); }
+VF_INLINE vi vi_or(vi a, vi b) { return vorrq_s32(a, b); }
+VF_INLINE vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
+VF_INLINE vi vi_max(vi a, vi b) { return vmaxq_s32(a, b); }
+VF_INLINE vi vi_max16(vi a, vi b) {
+    return vreinterpretq_s32_u16(vmaxq_u16(vreinterpretq_u16_s32(a), vreinterpretq_u16_s32(b)));
+}
+#define vi_shl(a, n) vshlq_n_s32(a, n)
+#define vi_shr(a, n) vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(a), n))
+#define vi_sar(a, n) vshrq_n_s32(a, n)
+VF_INLINE vf vi_float(vi a) { return vcvtq_f32_s32(a); }
+VF_INLINE vi vi_bits(vf a) { return vreinterpretq_s32_f32(a); }
+VF_INLINE int32_t vi_hmax(vi a) { return vmaxvq_s32(a); }
 #else
 typedef int32_t vi;
 VF_INLINE vi vi_load(const void *p) {
@@ -160,6 +178,20 @@ VF_INLINE void put(void *q, size_t i, int format, vf quotient, int n) {
         char *to = (char *)q + i;
         if (n == 8) _mm_storel_epi64((__m128i *)(void *)to, b);
         else _mm_storeu_si32(to, b);
+    }
+}
+#elif VF_N == 4
+VF_INLINE void put(void *q, size_t i, int format, vf quotient, int n) {
+    int16x4_t w = vqmovn_s32(vcvtnq_s32_f32(quotient));
+    w = vmin_s16(vmax_s16(w, vdup_n_s16(-128)), vdup_n_s16(127));
+    (void)n;
+    if (format == DPK_A_S16) {
+        vst1_s16((int16_t *)q + i, vuzp1_s16(w, vext_s16(w, w, 1)));
+    } else {
+        uint8x8_t b = vreinterpret_u8_s8(vmovn_s16(vcombine_s16(w, w)));
+        if (format == DPK_A_U8) b = veor_u8(b, vdup_n_u8(0x80));
+        uint32_t four = vget_lane_u32(vreinterpret_u32_u8(b), 0);
+        memcpy((char *)q + i, &four, 4);
     }
 }
 #else

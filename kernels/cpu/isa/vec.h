@@ -1,5 +1,5 @@
-/* A vector of floats, the same source for every level: scalar (ref), 8 lanes (avx2), 16 lanes
- * (avx512 and up).
+/* A vector of floats, the same source for every level: scalar (ref), 4 lanes (neon and up), 8 lanes
+ * (avx2), 16 lanes (avx512 and up).
  *
  *   vf, VF_N               the type and its lanes
  *   vf_load, vf_store      VF_N floats; vf_loadn, vf_storen only the first n (0 <= n <= VF_N): no
@@ -15,6 +15,7 @@
 #define DPK_VEC_H
 
 #include "../cpu.h"
+#include "../half.h"
 
 #include <math.h>
 #include <stddef.h>
@@ -22,23 +23,12 @@
 
 #define VF_INLINE static inline __attribute__((always_inline, unused))
 
-VF_INLINE float dpk_bf16_f32(uint16_t h) {
-    uint32_t u = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
-VF_INLINE uint16_t dpk_f32_bf16(float f) {
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    if ((u & 0x7fffffff) > 0x7f800000) return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
 #if defined(DPK_LEVEL_avx512) || defined(DPK_LEVEL_avx512bf16)
 #include "vec_avx512.h"
 #elif defined(DPK_LEVEL_avx2)
 #include "vec_avx2.h"
+#elif defined(DPK_LEVEL_neon) || defined(DPK_LEVEL_neonbf16)
+#include "vec_neon.h"
 #else
 #include "vec_ref.h"
 #endif

@@ -5,18 +5,6 @@
 #define VF_N 1
 typedef float vf;
 
-VF_INLINE float dpk_f16_f32(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, exponent = h >> 10 & 31, m = h & 0x3ff, u;
-    float f;
-    if (exponent == 0) { /* zero and subnormals: m 2^-24 is exact */
-        f = (float)m * 0x1p-24f;
-        return sign ? -f : f;
-    }
-    u = sign | (exponent == 31 ? 0x7f800000u : (exponent + 112) << 23) | m << 13;
-    memcpy(&f, &u, 4);
-    return f;
-}
-
 VF_INLINE vf vf_zero(void) { return 0.0f; }
 VF_INLINE vf vf_set1(float x) { return x; }
 VF_INLINE vf vf_add(vf a, vf b) { return a + b; }

@@ -82,6 +82,20 @@ VF_INLINE void store_run(int16_t *p, vf x, vf y) {
     a = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xd8);
     _mm256_storeu_si256((__m256i *)(void *)p, a);
 }
+#elif VF_N == 4
+VF_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd) {
+    uint32x4_t u = vreinterpretq_u32_u16(vld1q_u16(p));
+    *even = vreinterpretq_f32_u32(vshlq_n_u32(u, 16));
+    *odd = vreinterpretq_f32_u32(vandq_u32(u, vdupq_n_u32(0xffff0000)));
+}
+VF_INLINE void store_pairs(int16_t *p, vf even, vf odd) {
+    uint32x4_t e = vreinterpretq_u32_f32(even), o = vreinterpretq_u32_f32(odd);
+    vst1q_s16(p, vreinterpretq_s16_u32(vsliq_n_u32(e, o, 16)));
+}
+VF_INLINE void store_run(int16_t *p, vf x, vf y) {
+    int16x4_t a = vmovn_s32(vreinterpretq_s32_f32(x)), b = vmovn_s32(vreinterpretq_s32_f32(y));
+    vst1q_s16(p, vcombine_s16(a, b));
+}
 #else
 VF_INLINE void load_pairs(const uint16_t *p, vf *even, vf *odd) {
     *even = dpk_bf16_f32(p[0]);

@@ -55,7 +55,7 @@ CLI_LIBS    = $(shell $(PKG_CONFIG) --libs libpng libarchive 2>/dev/null) -lm
 
 # The reading half of formats/, all that the runtime takes from it.
 FORMATS_READ := $(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c ops_cost.c dpk_read.c dpk_check.c \
-                 dpk_check_program.c)
+                 dpk_check_program.c map_guard.c)
 KERNEL_ALL   := $(wildcard kernels/cpu/*.c)
 KERNEL_SRC   := $(foreach s,$(KERNEL_ALL),$(if $(filter-out $(LEVELS) $(EXTRAS),$(call level_of,$(s))),,$(s)))
 ISA_SRC      := $(wildcard kernels/cpu/isa/*.c)

@@ -127,8 +127,15 @@ struct dpk_file {
     const struct dpk_tensor_record *tensors;
     const uint8_t *weights; /* mapped, NULL if empty; tensor i is at weights + tensors[i].offset */
     uint64_t weights_bytes;
-    void *map; /* the mapping that weights lies in */
+    void *map; /* what weights lies in: pages of the file, or of memory with DPK_OPEN_IN_MEMORY */
     size_t map_bytes;
+    unsigned flags;          /* enum dpk_open_flags */
+    struct dpk_guard *guard; /* NULL without DPK_OPEN_GUARDED */
+};
+
+enum dpk_open_flags {
+    DPK_OPEN_IN_MEMORY = 1, /* read the weights into memory instead of mapping them */
+    DPK_OPEN_GUARDED = 2,   /* a file cut short while mapped is an error, not SIGBUS: map_guard.h */
 };
 
 /* Open and check everything except the bytes of the weights: every offset, count, size, index,
@@ -137,6 +144,10 @@ struct dpk_file {
  * inputs are checked when a plan is made. *f is zeroed on failure.
  * Errors: DPK_EIO, DPK_ENOMEM, DPK_EFORMAT. */
 int dpk_file_open(struct dpk_file *f, const char *path, dpk_error *err);
+/* The same with flags, enum dpk_open_flags. */
+int dpk_file_open_with(struct dpk_file *f, const char *path, unsigned flags, dpk_error *err);
+/* Of a guarded file: DPK_EIO if pages of it were missing when they were used. */
+int dpk_file_check_whole(const struct dpk_file *f, dpk_error *err);
 void dpk_file_close(struct dpk_file *f); /* also of a zeroed struct */
 
 /* Compare every tensor with its sum and every gap with zero, reading through the descriptor (not

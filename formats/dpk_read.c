@@ -2,6 +2,7 @@
 
 #include "dpk_check.h"
 #include "fail.h"
+#include "map_guard.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -70,20 +71,31 @@ static int map_weights(struct dpk_file *f, const char *path, dpk_error *err) {
     if (n > SIZE_MAX)
         DPK_FAIL(err, DPK_ENOMEM, "%s: %" PRIu64 " bytes of weights do not fit into memory", path,
                  s->bytes);
-    void *map = mmap(NULL, (size_t)n, PROT_READ, MAP_SHARED, f->fd, (off_t)start);
+    const bool in_memory = f->flags & DPK_OPEN_IN_MEMORY;
+    void *map = in_memory ? mmap(NULL, (size_t)n, PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+                          : mmap(NULL, (size_t)n, PROT_READ, MAP_SHARED, f->fd, (off_t)start);
     if (map == MAP_FAILED)
-        DPK_FAIL(err, DPK_EIO, "%s: cannot map %" PRIu64 " bytes: %s", path, n, strerror(errno));
+        DPK_FAIL(err, in_memory ? DPK_ENOMEM : DPK_EIO, "%s: cannot map %" PRIu64 " bytes: %s",
+                 path, n, strerror(errno));
     f->map = map;
     f->map_bytes = (size_t)n;
     f->weights = (const uint8_t *)map + (s->offset - start);
+    if (in_memory) DPK_TRY(read_all(f->fd, map, (size_t)n, start, path, err));
+    else if (f->flags & DPK_OPEN_GUARDED)
+        DPK_TRY(dpk_guard_create(&f->guard, map, (size_t)(n + page - 1) / page * page, err));
 done:
     return rc;
 }
 
 int dpk_file_open(struct dpk_file *f, const char *path, dpk_error *err) {
+    return dpk_file_open_with(f, path, 0, err);
+}
+
+int dpk_file_open_with(struct dpk_file *f, const char *path, unsigned flags, dpk_error *err) {
     struct stat st;
     int rc = DPK_OK;
-    *f = (struct dpk_file){.fd = -1};
+    *f = (struct dpk_file){.fd = -1, .flags = flags};
     /* O_NONBLOCK: a pipe is an error below, not something to wait for. */
     f->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (f->fd < 0 || fstat(f->fd, &st) != 0)
@@ -104,7 +116,14 @@ done:
     return rc;
 }
 
+int dpk_file_check_whole(const struct dpk_file *f, dpk_error *err) {
+    if (!dpk_guard_hit(f->guard)) return DPK_OK;
+    return dpk_error_set(err, DPK_EIO,
+                         "the model file lost bytes of its weights while they were in use");
+}
+
 void dpk_file_close(struct dpk_file *f) {
+    dpk_guard_free(f->guard);
     if (f->map) munmap(f->map, f->map_bytes);
     /* A zeroed struct has descriptor 0, which is not ours; an open file always has its front. */
     if (f->front && f->fd >= 0) close(f->fd);

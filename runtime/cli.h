@@ -56,6 +56,8 @@ int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *optio
  * Both print one line, beginning with `command`, and return CLI_USAGE if something is wrong. */
 int dpk_cli_set(const char *command, const struct dpk_cli_option *option, const char *value);
 int dpk_cli_append(const char *command, struct dpk_cli_list *list, const char *text);
+/* The model of a command that computes: guarded against a file that is cut short meanwhile. */
+int dpk_cli_open_model(dpk_model **model, const char *path, bool no_mmap, dpk_error *err);
 #define CLI_N(array) (sizeof(array) / sizeof *(array))
 
 /* A whole number of 64 bits, decimal or 0x...; false if it is not one. */

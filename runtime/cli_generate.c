@@ -12,7 +12,7 @@ struct request {
     const char *path, *out, *trace, *prompts, *shard;
     struct dpk_cli_picture picture;
     dpk_session_options options;
-    bool quiet;
+    bool quiet, no_mmap;
 };
 
 static int set_error(dpk_error *err, const char *what, const char *path) {
@@ -115,7 +115,7 @@ static int run(struct request *q, struct dpk_cli_batch *batch, dpk_error *err) {
     if (!q->quiet) q->picture.params.notice = show_notice;
     if (!rc && q->trace && mkdir(q->trace, 0777) && errno != EEXIST)
         rc = set_error(err, "cannot make the folder", q->trace);
-    if (!rc) rc = dpk_model_open(&model, q->path, err);
+    if (!rc) rc = dpk_cli_open_model(&model, q->path, q->no_mmap, err);
     if (!rc) rc = dpk_session_create(&session, model, &q->options, err);
     if (!rc)
         rc = batch ? dpk_cli_batch_paint(batch, q->path, model, session, q->out, q->quiet, err)
@@ -128,7 +128,7 @@ static int run(struct request *q, struct dpk_cli_batch *batch, dpk_error *err) {
 static int read_arguments(int argc, char **argv, struct request *q) {
     const char *const names[] = {"MODEL.dpk"};
     uint32_t threads = 0;
-    struct dpk_cli_option options[CLI_PICTURE_OPTIONS + 9] = {
+    struct dpk_cli_option options[CLI_PICTURE_OPTIONS + 10] = {
         {"--output", "-o", CLI_TEXT, &q->out},
         {"--batch", NULL, CLI_COUNT, &q->picture.params.images_per_prompt},
         {"--prompts", NULL, CLI_TEXT, &q->prompts},
@@ -136,10 +136,11 @@ static int read_arguments(int argc, char **argv, struct request *q) {
         {"--threads", NULL, CLI_COUNT, &threads},
         {"--backend", NULL, CLI_TEXT, &q->options.backend},
         {"--memory-limit", NULL, CLI_BYTES, &q->options.memory_limit},
+        {"--no-mmap", NULL, CLI_FLAG, &q->no_mmap},
         {"--trace", NULL, CLI_TEXT, &q->trace},
         {"--quiet", "-q", CLI_FLAG, &q->quiet},
     };
-    dpk_cli_picture_options(&q->picture, options + 9);
+    dpk_cli_picture_options(&q->picture, options + 10);
     if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q->path, 1)) return CLI_USAGE;
     q->options.threads = (int)threads;
     if (!q->out)

@@ -34,6 +34,13 @@ double dpk_cli_seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+int dpk_cli_open_model(dpk_model **model, const char *path, bool no_mmap, dpk_error *err) {
+    dpk_model_options options = dpk_model_options_default();
+    options.in_memory = no_mmap;
+    options.guard = 1;
+    return dpk_model_open_with(model, path, &options, err);
+}
+
 /* ---- Progress ----------------------------------------------------------------------------- */
 
 void dpk_cli_bar_start(struct dpk_cli_bar *bar, bool quiet) {

@@ -68,6 +68,7 @@ static int write_outputs(const struct dpk_cli_list *list, const char *component,
 struct request {
     const char *path, *component;
     struct dpk_cli_list in, out;
+    bool no_mmap;
     dpk_session_options options;
 };
 
@@ -78,7 +79,7 @@ static int run(const struct request *q, dpk_error *err) {
     char names[MAX_ARRAYS][64];
     dpk_arrays *out = NULL;
     uint32_t n = 0;
-    int rc = dpk_model_open(&model, q->path, err);
+    int rc = dpk_cli_open_model(&model, q->path, q->no_mmap, err);
     while (!rc && n < q->in.n) {
         const char *path = split(q->in.at[n], names[n], sizeof names[n]);
         rc = read_array(names[n], path, &in[n], err);
@@ -103,6 +104,7 @@ int dpk_cli_run(int argc, char **argv) {
         {"--in", NULL, CLI_LIST, &q.in},
         {"--out", NULL, CLI_LIST, &q.out},
         {"--threads", NULL, CLI_COUNT, &threads},
+        {"--no-mmap", NULL, CLI_FLAG, &q.no_mmap},
         {"--backend", NULL, CLI_TEXT, &q.options.backend},
         {"--memory-limit", NULL, CLI_BYTES, &q.options.memory_limit},
         {"--quiet", "-q", CLI_FLAG, &quiet},

@@ -51,6 +51,24 @@ typedef struct dpk_model dpk_model;
  * Returns DPK_OK, DPK_EIO, DPK_ENOMEM, DPK_EFORMAT, DPK_EUNSUPPORTED. */
 DPK_API int dpk_model_open(dpk_model **model, const char *path, dpk_error *err);
 
+typedef struct dpk_model_options {
+    size_t struct_size; /* sizeof of this struct; dpk_model_options_default sets it */
+    int in_memory;      /* non-zero: read the weights into memory instead of mapping the file */
+    /* Non-zero: a mapped file that becomes shorter, or cannot be read, while it is in use makes a
+     * run fail with DPK_EIO. Without, the system ends the process with SIGBUS. This installs a
+     * handler of SIGBUS, for the pages of such models alone, and keeps it. */
+    int guard;
+} dpk_model_options;
+
+static inline dpk_model_options dpk_model_options_default(void) {
+    dpk_model_options o = {sizeof(dpk_model_options), 0, 0};
+    return o;
+}
+
+/* As dpk_model_open; options may be NULL. */
+DPK_API int dpk_model_open_with(dpk_model **model, const char *path,
+                                const dpk_model_options *options, dpk_error *err);
+
 /* Every session of the model must be freed before. */
 DPK_API void dpk_model_free(dpk_model *model);
 

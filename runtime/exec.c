@@ -113,6 +113,11 @@ done:
 
 int dpk_exec_take(const struct dpk_plan *plan, uint32_t stage, uint32_t value, void *data,
                   dpk_error *err) {
+    int rc = DPK_OK;
     const struct dpk_plan_value *v = &plan->stages[stage].values[value];
-    return plan->backend->download(plan->backend, data, value_data(plan, v), v->bytes, err);
+    DPK_TRY(plan->backend->download(plan->backend, data, value_data(plan, v), v->bytes, err));
+    /* What was made from weights that were not there is not given out. */
+    DPK_TRY(dpk_file_check_whole(plan->file, err));
+done:
+    return rc;
 }

@@ -18,11 +18,26 @@ _Static_assert((int)DPK_RNG_CPU == (int)DPK_RANDOM_CPU && (int)DPK_RNG_CUDA == (
 const char *dpk_version(void) { return "0.1.0"; }
 
 int dpk_model_open(dpk_model **model, const char *path, dpk_error *err) {
+    return dpk_model_open_with(model, path, NULL, err);
+}
+
+int dpk_model_open_with(dpk_model **model, const char *path, const dpk_model_options *options,
+                        dpk_error *err) {
     int rc = DPK_OK;
+    dpk_model_options o = dpk_model_options_default();
+    struct dpk_model *m = NULL;
     *model = NULL;
-    struct dpk_model *m = calloc(1, sizeof *m);
+    if (options) {
+        if (options->struct_size < sizeof(size_t) || options->struct_size > sizeof o)
+            DPK_FAIL(err, DPK_EARG, "model options of %zu bytes, want at most %zu",
+                     options->struct_size, sizeof o);
+        memcpy(&o, options, options->struct_size);
+    }
+    const unsigned flags =
+        (o.in_memory ? DPK_OPEN_IN_MEMORY : 0u) | (o.guard ? DPK_OPEN_GUARDED : 0u);
+    m = calloc(1, sizeof *m);
     if (!m) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for a model", path);
-    DPK_TRY(dpk_file_open(&m->file, path, err));
+    DPK_TRY(dpk_file_open_with(&m->file, path, flags, err));
     if (m->file.n_tokenizers > DPK_MAX_TOKENIZERS)
         DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: %u tokenizers, at most %d are known what for", path,
                  m->file.n_tokenizers, DPK_MAX_TOKENIZERS);

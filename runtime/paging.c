@@ -6,6 +6,7 @@
 
 /* Whole pages around a tensor, clipped to the mapping. */
 static void advise(const struct dpk_file *f, uint32_t tensor, int advice) {
+    if (f->flags & DPK_OPEN_IN_MEMORY) return; /* what is dropped would not come back */
     const struct dpk_tensor_record *t = &f->tensors[tensor];
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     const uintptr_t map = (uintptr_t)f->map, map_end = map + f->map_bytes;

@@ -137,6 +137,7 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(
 	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
 
 include tests/fuzz.mk
+include kernels/cuda/cuda.mk
 
 # Scripts that test the built programs; they print their totals like the unit tests.
 TEST_SH := $(wildcard tests/test_*.sh)
@@ -204,6 +205,6 @@ help:
 clean:
 	rm -rf build
 
-.PHONY: all deps test check demo bench bench-peak bench-real test-slurm asan tsan format help clean
+.PHONY: all emulated cuda cuda-resources deps test check demo bench bench-peak bench-real test-slurm asan tsan format help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

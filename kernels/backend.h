@@ -8,6 +8,12 @@
 
 #include "../formats/dpk.h"
 
+#include <pthread.h>
+
+struct dpk_share;
+struct dpk_loop;
+struct dpk_normal;
+
 /* An activation: dense, row-major, channels last. */
 struct dpk_tensor {
     void *data;    /* on the backend's device; NULL while planning */
@@ -56,9 +62,11 @@ struct dpk_backend {
                   dpk_error *err);
     int (*download)(struct dpk_backend *be, void *host_dst, const void *src, size_t n_bytes,
                     dpk_error *err);
-    /* Make the weights usable: for a CPU nothing, for a GPU one upload. weights: the whole section.
-     * Called once per model. */
-    int (*attach)(struct dpk_backend *be, const struct dpk_file *file, dpk_error *err);
+    /* Make the weights usable for activations of this type: for a CPU nothing, for a GPU one upload,
+     * which backends with the same `share` have in common. Called before any run; instead of an
+     * earlier file, if there was one. */
+    int (*attach)(struct dpk_backend *be, const struct dpk_file *file, int act_dtype,
+                  struct dpk_share *share, dpk_error *err);
     /* Scratch that run() needs for this call (data pointers are NULL). */
     size_t (*scratch_bytes)(const struct dpk_backend *be, const struct dpk_call *call);
     /* Can the result share memory with input i (same size in bytes)? Only asked for inputs that die
@@ -75,6 +83,87 @@ struct dpk_backend {
     uint64_t (*rows8_bytes)(const struct dpk_backend *be, const struct dpk_call *call);
     /* Run, or queue, one operator. Allocates nothing. Shapes were checked by dpk_op_shape. */
     int (*run)(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err);
+
+    /* ---- Devices that work while the host goes on. NULL where run() is done when it returns. ----
+     * Queue all of a list of calls, and around them the loop's own arithmetic if `loop` is not
+     * NULL. A list that was queued before (the same operators at the same places) costs one call
+     * of the driver; the first time may allocate and wait. */
+    int (*run_list)(struct dpk_backend *be, const struct dpk_call *calls, size_t n,
+                    const struct dpk_loop *loop, dpk_error *err);
+    /* Queue a copy within the device. */
+    int (*copy)(struct dpk_backend *be, void *dst, const void *src, size_t n_bytes, dpk_error *err);
+    /* Queue the filling of an array with normal numbers. */
+    int (*normal)(struct dpk_backend *be, const struct dpk_normal *normal, dpk_error *err);
+    /* Mark what is queued so far; wait for the mark of that number. Numbers are 0..DPK_MARKS-1. */
+    int (*mark)(struct dpk_backend *be, int number, dpk_error *err);
+    int (*wait)(struct dpk_backend *be, int number, dpk_error *err);
+    /* Bytes of device memory for weights and the like, besides arenas; after attach. */
+    uint64_t (*held_bytes)(const struct dpk_backend *be);
+};
+
+enum { DPK_MARKS = 4 };
+
+/* Belongs to a model, and is the backend's to fill: what the model's sessions have in common.
+ * `first` is NULL at first, and again when the last of them is freed. */
+struct dpk_share {
+    pthread_mutex_t lock;
+    void *first;
+};
+
+/* A row of a sampler's table (runtime/sampler.h): coefficients of x, kept, m, noise and slots. */
+enum { DPK_LOOP_SLOTS = 4 };
+struct dpk_loop_terms {
+    double x, kept, m, noise, slot[DPK_LOOP_SLOTS];
+};
+struct dpk_loop_row {
+    double input_scale, m_x, m_e;
+    struct dpk_loop_terms next, keep;
+    double signal, level; /* of what a mask keeps, after this row */
+    int32_t store;        /* slot that gets m, or -1 */
+    int32_t noise;        /* number of its array in dpk_loop.noise, or -1 */
+    int32_t keeps;        /* some coefficient of keep is not 0 */
+    int32_t zero;
+};
+
+/* The loop around the network, all of it in device memory. Before the calls, with r = *row:
+ *     latent[image or image + n_images] = x * rows[r].input_scale, step = r
+ * and after them
+ *     e = output, or with guidance: output of the first n_images combined with the others'
+ *     x, state = the sampler's row r;  where repaint is 0, x = what is kept;  *row = r + 1
+ * n is n_images * one. Pointers that are not needed are NULL. */
+struct dpk_loop {
+    const struct dpk_loop_row *rows;
+    int32_t *row;       /* [2]: the next row, and the one that runs */
+    float *x, *state;   /* [n], [1 + slots][n] */
+    const float *noise; /* [draws][n] */
+    float *ratio;       /* [n_images], with rescale */
+    float *latent;      /* [n or 2 n] */
+    int32_t *step;      /* [1], NULL if the network has no such input */
+    const float *output;
+    const uint8_t *repaint; /* [one / channels], or NULL */
+    const float *init_latent, *init_noise; /* [n], with repaint */
+    int64_t one;                           /* values of an image */
+    int32_t n_images, channels;
+    int32_t guided; /* 2 n rows: negative ones, then positive ones */
+    float guidance, rescale;
+};
+
+/* torch.randn of a generator on a CUDA device (runtime/random.h) as [n_images,pixels,channels],
+ * drawn in the order [n_images,channels,pixels]. */
+struct dpk_normal {
+    float *out;
+    uint64_t seed, offset;
+    uint32_t threads;
+    int64_t n_images, pixels, channels;
+};
+
+/* What a backend in a library of its own exports as `dpk_plugin`. */
+enum { DPK_PLUGIN_VERSION = 1 }; /* of this file: any change of a struct above makes a new one */
+struct dpk_plugin {
+    uint32_t version;
+    /* act_dtype as in dpk_cpu_create. Errors: DPK_EBACKEND (no device, no driver: says which),
+     * DPK_EARG, DPK_ENOMEM. */
+    int (*create)(struct dpk_backend **be, int act_dtype, dpk_error *err);
 };
 
 /* The CPU backend. n_threads 0: one per core the process may use. isa NULL: the best there is, or

@@ -37,6 +37,9 @@ int dpk_model_open_with(dpk_model **model, const char *path, const dpk_model_opt
         (o.in_memory ? DPK_OPEN_IN_MEMORY : 0u) | (o.guard ? DPK_OPEN_GUARDED : 0u);
     m = calloc(1, sizeof *m);
     if (!m) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for a model", path);
+    m->share = calloc(1, sizeof *m->share);
+    if (!m->share) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for a model", path);
+    pthread_mutex_init(&m->share->lock, NULL);
     DPK_TRY(dpk_file_open_with(&m->file, path, flags, err));
     if (m->file.n_tokenizers > DPK_MAX_TOKENIZERS)
         DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: %u tokenizers, at most %d are known what for", path,
@@ -59,6 +62,8 @@ void dpk_model_free(dpk_model *model) {
     if (!model) return;
     for (uint32_t i = 0; i < model->n_tokenizers; i++) dpk_tokenizer_free(model->tokenizers[i]);
     dpk_file_close(&model->file);
+    if (model->share) pthread_mutex_destroy(&model->share->lock);
+    free(model->share);
     free(model);
 }
 

@@ -1,5 +1,6 @@
 /* Sessions: a backend with a model, and the one arena that plans of this session are bound to. */
 #include "session.h"
+#include "plugin.h"
 
 #include "../formats/fail.h"
 
@@ -9,15 +10,17 @@
 
 static int create_backend(struct dpk_session *s, const dpk_session_options *o, dpk_error *err) {
     int rc = DPK_OK;
-    if (o->backend && strcmp(o->backend, "cpu"))
-        DPK_FAIL(err, strcmp(o->backend, "cuda") ? DPK_EARG : DPK_EUNSUPPORTED,
-                 "backend %.40s: this build has cpu", o->backend);
+    const bool cuda = o->backend && !strcmp(o->backend, "cuda");
+    if (o->backend && strcmp(o->backend, "cpu") && !cuda)
+        DPK_FAIL(err, DPK_EARG, "backend %.40s: there is cpu, and cuda", o->backend);
     if (o->act_dtype && o->act_dtype != DPK_F32 && o->act_dtype != DPK_BF16)
         DPK_FAIL(err, DPK_EARG, "activations of type %d, want 0, f32 or bf16", o->act_dtype);
     if (o->threads < 0 || o->threads > 4096)
         DPK_FAIL(err, DPK_EARG, "%d threads, want 1 to 4096, or 0 for all cores", o->threads);
-    DPK_TRY(dpk_cpu_create(&s->backend, o->threads, o->isa, o->act_dtype, err));
-    DPK_TRY(s->backend->attach(s->backend, &s->model->file, err));
+    if (cuda) DPK_TRY(dpk_plugin_open(&s->backend, o->act_dtype, err));
+    else DPK_TRY(dpk_cpu_create(&s->backend, o->threads, o->isa, o->act_dtype, err));
+    s->act_dtype = dpk_plan_act_dtype(s->backend, &s->model->file);
+    DPK_TRY(s->backend->attach(s->backend, &s->model->file, s->act_dtype, s->model->share, err));
 done:
     return rc;
 }
@@ -38,7 +41,6 @@ int dpk_session_create(dpk_session **session, const dpk_model *model,
     s->model = model;
     s->memory_limit = o.memory_limit;
     DPK_TRY(create_backend(s, &o, err));
-    s->act_dtype = dpk_plan_act_dtype(s->backend, &model->file);
     snprintf(s->description, sizeof s->description, "%s, %s, %s activations", s->backend->name,
              s->backend->detail, dpk_dtype_name(s->act_dtype));
     *session = s;

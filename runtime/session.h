@@ -13,6 +13,7 @@ struct dpk_model {
     struct dpk_file file;
     uint32_t n_tokenizers;
     struct dpk_tokenizer *tokenizers[DPK_MAX_TOKENIZERS]; /* as in the file */
+    struct dpk_share *share;                              /* of its sessions */
 };
 
 struct dpk_session {

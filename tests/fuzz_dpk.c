@@ -159,7 +159,7 @@ static void use_file(const char *path, const char *isa, unsigned sizes) {
     rc = dpk_cpu_create(&be, 1, isa, 0, &err);
     fuzz_check_error(rc, &err);
     if (rc == DPK_OK) {
-        rc = be->attach(be, &f, &err);
+        rc = be->attach(be, &f, DPK_F32, NULL, &err);
         fuzz_check_error(rc, &err);
         if (rc == DPK_OK) run_programs(&f, be, sizes);
         be->free(be);

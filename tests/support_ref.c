@@ -2,6 +2,7 @@
 #include "support_ref.h"
 
 #include "../kernels/cpu/cpu.h"
+#include "support_cuda.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -265,13 +266,39 @@ static void infer_shape(struct ref_case *c) {
     c->call.out.dtype = c->out_dtype ? c->out_dtype : c->dtype;
 }
 
-/* One run into `out`; in_place: input number whose memory the result takes, or -1. */
-static int run_once(struct ref_case *c, int isa, int threads, int in_place, struct ref_buffer *out,
-                    dpk_error *err) {
+/* What a case runs on: the levels of the CPU, and the CUDA backend. */
+enum { ON_CUDA = DPK_N_ISAS, N_LEVELS };
+
+static bool level_available(int level) {
+    return level == ON_CUDA ? support_cuda_available() : dpk_isa_available(level);
+}
+
+static const char *level_name(int level) { return level == ON_CUDA ? "cuda" : dpk_isa_name(level); }
+
+/* A backend of the level. That of CUDA is kept: a device is slow to open. */
+static struct dpk_backend *open_level(int level, int threads, int dtype) {
+    static struct dpk_backend *kept[2];
     struct dpk_backend *be = NULL;
+    dpk_error err;
+    if (level == ON_CUDA) {
+        struct dpk_backend **slot = &kept[dtype == DPK_BF16];
+        if (!*slot) *slot = support_cuda_open(dtype);
+        return *slot;
+    }
+    if (dpk_cpu_create(&be, threads, dpk_isa_name(level), dtype, &err)) fail_msg("%s", err.msg);
+    return be;
+}
+
+static void close_level(int level, struct dpk_backend *be) {
+    if (level != ON_CUDA) be->free(be);
+}
+
+/* One run into `out`; in_place: input number whose memory the result takes, or -1. */
+static int run_once(struct ref_case *c, int level, int threads, int in_place,
+                    struct ref_buffer *out, dpk_error *err) {
+    struct dpk_backend *be = open_level(level, threads, c->dtype);
     struct ref_buffer scratch;
     struct dpk_call call = c->call, plan;
-    if (dpk_cpu_create(&be, threads, dpk_isa_name(isa), c->dtype, err)) fail_msg("%s", err->msg);
     plan = call;
     for (int i = 0; i < DPK_MAX_IN; i++) plan.in[i].data = NULL;
     for (int i = 0; i < DPK_MAX_WT; i++) plan.wt[i].data = NULL;
@@ -289,20 +316,18 @@ static int run_once(struct ref_case *c, int isa, int threads, int in_place, stru
     if (!ref_buffer_intact(&scratch)) fail_msg("%s: wrote beyond its scratch", be->detail);
     if (!ref_buffer_intact(out)) fail_msg("%s: wrote beyond its result", be->detail);
     ref_buffer_close(&scratch);
-    be->free(be);
+    close_level(level, be);
     return rc;
 }
 
-static bool may_be_in_place(const struct ref_case *c, int i) {
-    struct dpk_backend *be = NULL;
-    dpk_error err;
+static bool may_be_in_place(const struct ref_case *c, int level, int i) {
     if (!c->in[i] || count(&c->call.in[i].shape) != count(&c->call.out.shape) ||
         c->call.in[i].dtype != c->call.out.dtype) {
         return false;
     }
-    if (dpk_cpu_create(&be, 1, "ref", c->dtype, &err)) fail_msg("%s", err.msg);
+    struct dpk_backend *be = open_level(level, 1, c->dtype);
     bool may = be->in_place(be, &c->call, i);
-    be->free(be);
+    close_level(level, be);
     return may;
 }
 
@@ -346,23 +371,24 @@ void ref_check(struct ref_case *c, ref_fn *reference, double tolerance) {
     double *want = malloc((count(&c->call.out.shape) + 1) * sizeof *want);
     assert_non_null(want);
     reference(c, &c->call.out.shape, want);
-    for (int isa = 0; isa < DPK_N_ISAS; isa++) {
+    for (int level = 0; level < N_LEVELS; level++) {
         struct ref_buffer out, again;
-        const char *name = dpk_isa_name(isa);
-        if (!dpk_isa_available(isa)) continue;
-        if (run_once(c, isa, 1, -1, &out, &err)) fail_msg("%s: %s", name, err.msg);
+        const char *name = level_name(level);
+        if (!level_available(level)) continue;
+        if (run_once(c, level, 1, -1, &out, &err)) fail_msg("%s: %s", name, err.msg);
         check_operands(c, name);
         compare(c, &out, want, tolerance, name);
-        for (int threads = 2; threads <= 3; threads++) {
-            if (run_once(c, isa, threads, -1, &again, &err)) fail_msg("%s: %s", name, err.msg);
+        for (int threads = 2; threads <= (level == ON_CUDA ? 2 : 3); threads++) {
+            if (run_once(c, level, threads, -1, &again, &err)) fail_msg("%s: %s", name, err.msg);
             if (memcmp(out.data, again.data, out.n_bytes)) {
-                fail_msg("%s: %d threads give other bits than one", name, threads);
+                fail_msg("%s: other bits with %s", name,
+                         level == ON_CUDA ? "another order" : "more threads");
             }
             ref_buffer_close(&again);
         }
         for (int i = 0; i < DPK_MAX_IN; i++) {
-            if (!may_be_in_place(c, i)) continue;
-            if (run_once(c, isa, 2, i, &again, &err)) fail_msg("%s: %s", name, err.msg);
+            if (!may_be_in_place(c, level, i)) continue;
+            if (run_once(c, level, 2, i, &again, &err)) fail_msg("%s: %s", name, err.msg);
             if (memcmp(out.data, again.data, out.n_bytes)) fail_msg("%s: differs in place", name);
             ref_buffer_close(&again);
         }
@@ -373,7 +399,7 @@ void ref_check(struct ref_case *c, ref_fn *reference, double tolerance) {
 
 void ref_check_fails(struct ref_case *c, int code) {
     infer_shape(c);
-    for (int isa = 0; isa < DPK_N_ISAS; isa++) {
+    for (int isa = 0; isa < DPK_N_ISAS; isa++) { /* a device's run cannot look at values */
         struct ref_buffer out;
         dpk_error err = {0};
         if (!dpk_isa_available(isa)) continue;

@@ -77,7 +77,8 @@ typedef void ref_fn(const struct ref_case *c, const struct dpk_shape *shape, dou
 /* Run the case at every level of this machine with 1, 2 and 3 threads. Fails the test unless the
  * guards around operands, result and scratch are whole, operands unchanged, results for all numbers
  * of threads bitwise equal and finite, and the relative L2 distance from the reference at most
- * `tolerance` (0: equal after rounding). Also runs in place where the backend allows it. */
+ * `tolerance` (0: equal after rounding). Also runs in place where the backend allows it. And all
+ * that on the emulated CUDA device, where the orders of threads and blocks vary instead. */
 void ref_check(struct ref_case *c, ref_fn *reference, double tolerance);
 /* The run must fail with this code, and with a one-line message. */
 void ref_check_fails(struct ref_case *c, int code);

@@ -123,7 +123,7 @@ static uint64_t run_plan(bool once, float *out) {
     for (int i = 0; i < ROWS * WIDTH; i++) x[i] = (float)(i % 17) - 8;
     const struct dpk_plan_input in = {"x", DPK_F32, {2, {ROWS, WIDTH}}, x};
     if (dpk_file_open(&file, path, &err) || dpk_cpu_create(&be, 2, NULL, DPK_F32, &err) ||
-        be->attach(be, &file, &err))
+        be->attach(be, &file, DPK_F32, NULL, &err))
         fail_msg("%s", err.msg);
     peak = 0, real_run = be->run, be->run = watched_run;
     dpk_plan_init(&plan, be, &file, DPK_F32);

@@ -52,8 +52,9 @@ static int cpu_copy(struct dpk_backend *be, void *dst, const void *src, size_t n
     return DPK_OK;
 }
 
-static int cpu_attach(struct dpk_backend *be, const struct dpk_file *file, dpk_error *err) {
-    (void)be, (void)file, (void)err;
+static int cpu_attach(struct dpk_backend *be, const struct dpk_file *file, int act_dtype,
+                      struct dpk_share *share, dpk_error *err) {
+    (void)be, (void)file, (void)act_dtype, (void)share, (void)err;
     return DPK_OK;
 }
 

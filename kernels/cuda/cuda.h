@@ -69,7 +69,8 @@ struct dpk_cuda {
     int shared_bytes; /* most shared memory of a block */
     int l2_bytes;
     size_t memory_bytes;
-    int act_dtype; /* of the attached file's sessions; 0: not attached */
+    int forced_dtype; /* of activations; 0: by the file */
+    int act_dtype;    /* of the attached file's sessions; 0: not attached */
     cudaStream_t stream;
     cublasLtHandle_t lt;
     void *workspace; /* for cuBLASLt: contents die with the operator */
@@ -77,6 +78,7 @@ struct dpk_cuda {
     struct dpk_cuda_weights *weights; /* shared between the sessions of a model */
     struct dpk_share *share;
     struct dpk_cuda_graphs *graphs;
+    cudaEvent_t marks[DPK_MARKS];
     struct dpk_cuda_tune *tune; /* tune.cu; may be NULL */
     char detail[320];
 };
@@ -96,7 +98,7 @@ static inline bool dpk_cuda_has_input(const struct dpk_call *call, size_t i) {
 
 /* ---- Operators ------------------------------------------------------------------------------
  * run: queue the operator. Operands were checked by dpk_op_shape; call->scratch holds as many bytes
- * as scratch said, aligned to 256. The result may lie where an input of in_place lies.
+ * as scratch said, aligned to 64. The result may lie where an input of in_place lies.
  * scratch: data pointers are NULL, no weights are attached when it is asked.
  * prepare: outside of captures, before a call runs for the first time; may allocate, wait and
  * measure, but must not write to the call's operands. */

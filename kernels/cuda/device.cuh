@@ -124,7 +124,7 @@ __device__ __forceinline__ float dpk_act(float x, int act) {
 
 /* ---- Reductions ----------------------------------------------------------------------------- */
 
-__device__ __forceinline__ float dpk_warp_sum(float v) {
+template <typename T> __device__ __forceinline__ T dpk_warp_sum(T v) {
 #pragma unroll
     for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(0xffffffffu, v, d);
     return v;
@@ -136,13 +136,13 @@ __device__ __forceinline__ float dpk_warp_max(float v) {
 }
 
 /* Over all threads of a block (a multiple of 32, at most 1024; blockDim.y = blockDim.z = 1), the
- * same result for each; `partial` is shared memory for 32 floats, used again at once. */
-__device__ __forceinline__ float dpk_block_sum(float v, float *partial) {
+ * same result for each; `partial` is shared memory for 32 values, used again at once. */
+template <typename T> __device__ __forceinline__ T dpk_block_sum(T v, T *partial) {
     v = dpk_warp_sum(v);
     __syncthreads(); /* of an earlier use */
     if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = v;
     __syncthreads();
-    v = threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : 0.0f;
+    v = threadIdx.x % 32 < blockDim.x / 32 ? partial[threadIdx.x % 32] : T(0);
     return dpk_warp_sum(v);
 }
 __device__ __forceinline__ float dpk_block_max(float v, float *partial) {

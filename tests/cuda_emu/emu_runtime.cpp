@@ -1,7 +1,7 @@
 /* The runtime's calls: memory, streams, events, graphs, and the log of them all.
  *
- * A stream is a list of things to do that grows until somebody waits for it. Device memory is
- * mapped without access; it is open only while such a list runs. */
+ * A stream is a list of things to do that grows until somebody waits for it. Under
+ * AddressSanitizer, device memory is open only while such a list runs. */
 #include "cuda_runtime.h"
 #include "emu_impl.h"
 
@@ -11,8 +11,21 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string>
-#include <sys/mman.h>
 #include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define DPK_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define DPK_ASAN 1
+#endif
+#endif
+#ifdef DPK_ASAN
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#define ASAN_UNPOISON_MEMORY_REGION(p, n) ((void)(p), (void)(n))
+#endif
 
 struct item {
     std::function<void()> run;
@@ -34,9 +47,9 @@ struct CUgraphExec_st {
     std::vector<std::function<void()>> nodes;
 };
 struct region {
-    unsigned char *map, *data;
-    size_t map_bytes, n_bytes;
-    bool pinned; /* host memory */
+    unsigned char *base, *data;
+    size_t bytes, n_bytes; /* of all, of the data */
+    bool pinned;           /* host memory */
 };
 
 static std::recursive_mutex lock;
@@ -157,33 +170,34 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attr, int device) 
 
 /* ---- Memory -------------------------------------------------------------------------------- */
 
-static void protect(int access) {
-    for (region &r : regions)
-        if (!r.pinned && mprotect(r.map + 4096, r.map_bytes - 8192, access))
-            dpk_emu_die("cannot change the access to device memory");
+/* Device memory is poisoned while the host's code runs: the first 64 KiB of every allocation, which
+ * is where a host that strays there looks first; and always what lies beyond its end. */
+enum { SPACE = 256, POISONED = 64 << 10 };
+
+static size_t poisoned_bytes(const region &r) {
+    return r.n_bytes < (size_t)POISONED ? r.n_bytes : (size_t)POISONED;
 }
 static void open_memory(void) {
-    if (open_count++ == 0) protect(PROT_READ | PROT_WRITE);
+    if (open_count++ == 0)
+        for (const region &r : regions)
+            if (!r.pinned) ASAN_UNPOISON_MEMORY_REGION(r.data, poisoned_bytes(r));
 }
 static void close_memory(void) {
-    if (--open_count == 0) protect(PROT_NONE);
+    if (--open_count == 0)
+        for (const region &r : regions)
+            if (!r.pinned) ASAN_POISON_MEMORY_REGION(r.data, poisoned_bytes(r));
 }
 
-/* A page without access on both sides; the end of the data is at the end of the last page, but for
- * the alignment of 256 bytes. */
 static cudaError_t add_region(void **p, size_t n_bytes, bool pinned) {
-    size_t padded = (n_bytes + 255) / 256 * 256, inner = (padded + 4095) / 4096 * 4096;
+    size_t padded = (n_bytes + SPACE - 1) / SPACE * SPACE + 2 * SPACE;
     if (n_bytes == 0) return cudaErrorInvalidValue;
-    region r = {NULL, NULL, inner + 8192, n_bytes, pinned};
-    void *map =
-        mmap(NULL, r.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (map == MAP_FAILED) return cudaErrorMemoryAllocation;
-    r.map = (unsigned char *)map;
-    r.data = r.map + 4096 + inner - padded;
-    if (mprotect(r.map + 4096, inner, PROT_READ | PROT_WRITE)) return cudaErrorMemoryAllocation;
+    region r = {(unsigned char *)aligned_alloc(SPACE, padded), NULL, padded, n_bytes, pinned};
+    if (!r.base) return cudaErrorMemoryAllocation;
+    r.data = r.base + SPACE;
     memset(r.data, 0xff, n_bytes);
-    if (!pinned && !open_count && mprotect(r.map + 4096, inner, PROT_NONE))
-        return cudaErrorMemoryAllocation;
+    ASAN_POISON_MEMORY_REGION(r.base, SPACE);
+    ASAN_POISON_MEMORY_REGION(r.data + n_bytes, padded - SPACE - n_bytes);
+    if (!pinned && !open_count) ASAN_POISON_MEMORY_REGION(r.data, poisoned_bytes(r));
     regions.push_back(r);
     *p = r.data;
     return cudaSuccess;
@@ -194,7 +208,8 @@ static cudaError_t drop_region(void *p, bool pinned) {
     for (size_t i = 0; i < regions.size(); i++) {
         if (regions[i].data != p || regions[i].pinned != pinned) continue;
         if (!pinned) in_use -= regions[i].n_bytes;
-        munmap(regions[i].map, regions[i].map_bytes);
+        ASAN_UNPOISON_MEMORY_REGION(regions[i].base, regions[i].bytes);
+        free(regions[i].base);
         regions.erase(regions.begin() + (long)i);
         return cudaSuccess;
     }

@@ -1,0 +1,70 @@
+# The CUDA backend: the plugin libdiffpak-cuda.so, the same sources for an emulated device, their tests.
+CUDA_HOME  ?= $(firstword $(wildcard /usr/local/cuda /usr/lib/cuda /opt/cuda))
+NVCC       ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc 2>/dev/null))
+CUOBJDUMP  ?= $(dir $(NVCC))cuobjdump
+CUDA_SRC   := $(wildcard kernels/cuda/*.cu)
+CUDA_LIB   := $(LIB)/libdiffpak-cuda.so
+# What the plugin takes from formats/: its own copies, which nobody sees.
+CUDA_C_OBJ := $(call obj,$(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c ops_cost.c dpk_read.c dpk_check.c dpk_check_program.c))
+
+# Architectures that the compiler at hand knows; the last one also as PTX for those to come.
+CUDA_ARCHS ?= 80 86 89 90 100 120
+ifneq ($(NVCC),)
+CUDA_KNOWN  = $(filter $(patsubst sm_%,%,$(shell $(NVCC) --list-gpu-code 2>/dev/null)),$(CUDA_ARCHS))
+CUDA_GENCODE = $(foreach a,$(CUDA_KNOWN),-gencode arch=compute_$(a)$(comma)code=sm_$(a)) \
+    -gencode arch=compute_$(lastword $(CUDA_KNOWN)),code=compute_$(lastword $(CUDA_KNOWN))
+endif
+NVCCFLAGS = -std=c++17 -O3 -ccbin $(CUDA_CXX) -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter \
+    -Ikernels/cuda --threads 2 -Xptxas -v
+
+# The C++ compiler that belongs to CC. Sanitizers of one compiler need the library of the same.
+CUDA_CXX ?= $(if $(findstring clang,$(CC)),$(patsubst clang%,clang++%,$(CC)),$(or $(shell command -v g++ 2>/dev/null),c++))
+
+$(BUILD)/cuda/%.o: kernels/cuda/%.cu
+	@mkdir -p $(@D)
+	$(call say,NVCC $<)
+	$(Q)$(NVCC) $(NVCCFLAGS) $(CUDA_GENCODE) -MMD -MF $(@:.o=.d) -c $< -o $@ 2>$(@:.o=.log) || { cat $(@:.o=.log); exit 1; }
+
+$(CUDA_LIB): $(patsubst kernels/cuda/%.cu,$(BUILD)/cuda/%.o,$(CUDA_SRC)) $(CUDA_C_OBJ)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(NVCC) -shared -ccbin $(CUDA_CXX) -cudart static $^ -lcublasLt -o $@ \
+	    -Xlinker -soname,libdiffpak-cuda.so,-z,defs,--exclude-libs,ALL,-rpath,$(CUDA_HOME)/lib64 -lpthread -ldl -lm
+
+## cuda: the CUDA plugin, libdiffpak-cuda.so, for all architectures that nvcc knows (CUDA 12 or 13)
+cuda:
+ifeq ($(NVCC),)
+	@echo "make cuda: no nvcc here; install the CUDA toolkit, or say NVCC=/path/to/nvcc" >&2; exit 1
+else
+	@$(MAKE) --no-print-directory $(CUDA_LIB)
+	@cp $(CUDA_LIB) $(BUILD)/cuda/stripped.so && strip $(BUILD)/cuda/stripped.so
+	@ls -l $(CUDA_LIB) $(BUILD)/cuda/stripped.so | awk '{printf "%-40s %6.1f MiB\n", $$9, $$5 / 1048576}'
+	@test $$(wc -c <$(BUILD)/cuda/stripped.so) -le 31457280 || { echo "the plugin is larger than 30 MiB" >&2; exit 1; }
+endif
+
+## cuda-resources: registers, shared memory and spills of each CUDA kernel, and their limits
+cuda-resources:
+	@$(MAKE) --no-print-directory cuda
+	@awk -f kernels/cuda/resources.awk kernels/cuda/resources.txt $(patsubst kernels/cuda/%.cu,$(BUILD)/cuda/%.log,$(CUDA_SRC))
+
+# ---- The emulated device: the same sources as C++ --------------------------------------------------------------------
+
+EMU_LIB := $(if $(filter thread,$(SAN)),,$(if $(shell command -v $(CUDA_CXX) 2>/dev/null),$(LIB)/libdiffpak-cuda-emu.so))
+EMU_OBJ := $(patsubst %,$(BUILD)/obj/emu/%.o,$(CUDA_SRC) $(wildcard tests/cuda_emu/*.cpp))
+EMU_FLAGS = -std=c++17 -D_GNU_SOURCE $(OPT) -g -fPIC -fvisibility=hidden -ffp-contract=off -pthread -Wall -Wextra -Wshadow -Werror \
+    -Wno-unknown-pragmas -Itests/cuda_emu -Ikernels/cuda -ffile-prefix-map=$(CURDIR)=. \
+    $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
+
+$(BUILD)/obj/emu/%.o: %
+	@mkdir -p $(@D)
+	$(call say,CXX $< (emulated))
+	$(Q)$(CUDA_CXX) -MMD -MP $(EMU_FLAGS) -x c++ -c $< -o $@
+
+$(LIB)/libdiffpak-cuda-emu.so: $(EMU_OBJ) $(CUDA_C_OBJ)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CUDA_CXX) -shared $(LDFLAGS) $^ -lm -o $@
+
+# emulated: what tests need of it; says so where there is no C++ compiler
+emulated: $(EMU_LIB)
+	$(if $(EMU_LIB),,@echo "NOT TESTED: the CUDA backend needs a C++ compiler ($(CUDA_CXX)), and no SAN=thread" >&2)

@@ -183,6 +183,29 @@ static void test_overflowing_logits(void **state) {
     }
 }
 
+/* Keys of which one is far longer than the others and across the queries: a bound on the logits
+ * from lengths alone would lose all. Values so large that only true probabilities keep them. */
+static void test_outliers(void **state) {
+    (void)state;
+    for (int t = 0; t < 2; t++) {
+        for (int what = 0; what < 3; what++) {
+            struct ref_case c;
+            const int lq = 101, lk = 310, d = 24;
+            ref_open(&c, 900 + (uint64_t)what, DPK_OP_attention, types[t]);
+            REF_ATTRS(attention, &c)->heads = 1;
+            REF_ATTRS(attention, &c)->head_dim = d;
+            ref_in(&c, 0, ref_shape(3, 2, lq, d), 1, 0);
+            ref_in(&c, 1, ref_shape(3, 2, lk, d), 1, 0);
+            ref_in(&c, 2, ref_shape(3, 2, lk, d), what == 1 ? 1e36 : 1, 0);
+            for (int i = 0; what != 1 && i < 2 * lq; i++) ref_set(&c, 0, (size_t)(i * d), 0);
+            if (what != 1) ref_set(&c, 1, (size_t)(7 * d), 1e6);
+            if (what == 2) ref_in_ids(&c, DPK_IN(attention, mask), ref_shape(2, 2, lk), 0, 1);
+            ref_check(&c, ref_attention, tolerance(types[t]));
+            ref_close(&c);
+        }
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_head_sizes),
@@ -194,6 +217,7 @@ int main(void) {
         cmocka_unit_test(test_masked_rows),
         cmocka_unit_test(test_large_logits),
         cmocka_unit_test(test_overflowing_logits),
+        cmocka_unit_test(test_outliers),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

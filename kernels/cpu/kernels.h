@@ -63,6 +63,7 @@ typedef void dpk_widen_s4_fn(void *dst, int dtype, const uint8_t *src, size_t oc
 
 /* ---- Other operators ------------------------------------------------------------------------ */
 
+#include "kernels_attention.h"
 #include "kernels_ops.h"
 #include "kernels_winograd.h"
 
@@ -74,6 +75,7 @@ struct dpk_kernels {
     struct dpk_tile_kernel tile_f32_f32, tile_f32_bf16, tile_f32_f16, tile_bf16_bf16;
     struct dpk_tile_kernel tile_s8, tile_s8_dot; /* the second where dpk_isa_has_dot */
     struct dpk_tile_s16_kernel tile_s16; /* NULL: convolutions are direct */
+    const struct dpk_attn_columns_kernels *attn_columns; /* NULL: none at this level */
 #define DPK_KERNEL(member, type) type *member;
 #include "kernels.def"
 #undef DPK_KERNEL

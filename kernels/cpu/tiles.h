@@ -65,6 +65,9 @@ DPK_TILES_neonbf16(DPK_TILE, DPK_TILE, DPK_TILE_S16)
 #undef DPK_TILE_S16
 /* clang-format on */
 
+/* Attention with queries as columns (kernels_attention.h), of the level that has it. */
+extern const struct dpk_attn_columns_kernels dpk_attn_columns_avx512bf16;
+
 /* body(t, number of panels), the number a constant for the compiler. */
 #define DPK_BY_PANELS(body, t)                                                                     \
     switch ((t)->n_panels) {                                                                       \

@@ -13,6 +13,9 @@ extern const struct dpk_kernels DPK_LEVEL_FN(kernels);
 const struct dpk_kernels DPK_LEVEL_FN(kernels) = {
     .isa = DPK_LEVEL_FN(isa),
     TILES(DPK_LEVEL)
+#ifdef DPK_LEVEL_avx512bf16
+    .attn_columns = &dpk_attn_columns_avx512bf16,
+#endif
 #define DPK_KERNEL(member, type) .member = DPK_LEVEL_FN(member),
 #include "../kernels.def"
 #undef DPK_KERNEL

@@ -40,9 +40,9 @@ static int run_bf16(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_error
     dpk_pixels_args a = l->pixels;
     a.chunks = l->c_pad / 8;
     return l->aligned ? dpk_gemm_launch<dpk_bf16, dpk_load_pixels, dpk_load_rows, false>(
-                              cuda, plan, l->m, l->n_w, l->call->scratch, a, b, e, err)
-                        : dpk_gemm_launch<dpk_bf16, dpk_load_channels, dpk_load_rows, false>(
-                              cuda, plan, l->m, l->n_w, l->call->scratch, a, b, e, err);
+                            cuda, plan, l->m, l->n_w, l->call->scratch, a, b, e, err)
+                      : dpk_gemm_launch<dpk_bf16, dpk_load_channels, dpk_load_rows, false>(
+                            cuda, plan, l->m, l->n_w, l->call->scratch, a, b, e, err);
 }
 
 int dpk_cuda_run_conv2d(struct dpk_cuda *cuda, const struct dpk_call *call, dpk_error *err) {

@@ -7,7 +7,10 @@ static int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
 /* k's of a tap in the weight on the device: see struct dpk_cuda_weight. */
 static int padded_k(int weight_dtype, int act_dtype, int c) {
-    int bits = weight_dtype == DPK_S4 ? 4 : weight_dtype == DPK_S8 ? 8 : act_dtype == DPK_F32 ? 32 : 16;
+    int bits = weight_dtype == DPK_S4   ? 4
+               : weight_dtype == DPK_S8 ? 8
+               : act_dtype == DPK_F32   ? 32
+                                        : 16;
     return round_up(c, 128 / bits);
 }
 
@@ -84,10 +87,10 @@ dpk_gemm_plan dpk_linear_plan(const struct dpk_cuda *cuda, const struct dpk_line
 dpk_epilogue_args dpk_linear_epilogue(const struct dpk_cuda *cuda, const struct dpk_linear *l) {
     const struct dpk_call *call = l->call;
     const struct dpk_cuda_weight *w = dpk_cuda_find_weight(cuda, call, 0);
-    const struct dpk_tensor *residual = &call->in[l->conv ? DPK_IN(conv2d, residual)
-                                                          : DPK_IN(linear, residual)];
-    const struct dpk_tensor *image = &call->in[l->conv ? DPK_IN(conv2d, temb)
-                                                       : DPK_IN(linear, gate)];
+    const struct dpk_tensor *residual =
+        &call->in[l->conv ? DPK_IN(conv2d, residual) : DPK_IN(linear, residual)];
+    const struct dpk_tensor *image =
+        &call->in[l->conv ? DPK_IN(conv2d, temb) : DPK_IN(linear, gate)];
     dpk_epilogue_args e = {};
     e.out = call->out.data;
     e.dtype = call->out.dtype;
@@ -135,10 +138,11 @@ static double cost(int n_sm, const struct dpk_gemm_shape &s, int tile, int split
                     ((s.n_w + tiles[tile].bn - 1) / tiles[tile].bn) * splits;
     double steps = (s.k_tiles + splits - 1) / splits + 6.0;
     double places = (double)n_sm * tiles[tile].per_sm, waves = ceil(blocks / places);
-    /* The last wave of small tiles shares its multiprocessors among fewer blocks. */
+    /* The last wave of small tiles shares its multiprocessors among fewer blocks; one alone cannot
+     * use more than half of its own. */
     if (tiles[tile].per_sm > 1) {
-        double last = blocks - (waves - 1) * places, share = ceil(last / n_sm);
-        waves += share / tiles[tile].per_sm - 1;
+        double last = blocks - (waves - 1) * places;
+        waves += fmax(ceil(last / n_sm) / tiles[tile].per_sm, 0.5) - 1;
     }
     double sums = splits > 1 ? 8.0 + (double)s.m * s.n_w * splits / (n_sm * 16384.0) : 0.0;
     return waves * steps * tiles[tile].step + sums;

@@ -141,11 +141,10 @@ dpk_gemm_finish(const dpk_gemm_shape &s, const dpk_epilogue_args &e,
 /* Loaders: see loaders.cuh. */
 template <class T, class Tile, template <int, int> class LoadA, template <int, int> class LoadB,
           bool GLU>
-__global__ void __launch_bounds__(Tile::THREADS,
-                                  LoadA<Tile::BM, Tile::THREADS>::STAGED ||
-                                          LoadB<Tile::BN, Tile::THREADS>::STAGED
-                                      ? 1
-                                      : Tile::BLOCKS)
+__global__ void __launch_bounds__(Tile::THREADS, LoadA<Tile::BM, Tile::THREADS>::STAGED ||
+                                                         LoadB<Tile::BN, Tile::THREADS>::STAGED
+                                                     ? 1
+                                                     : Tile::BLOCKS)
     dpk_gemm_kernel(const dpk_gemm_shape s, const typename LoadA<Tile::BM, Tile::THREADS>::args a,
                     const typename LoadB<Tile::BN, Tile::THREADS>::args b,
                     const dpk_epilogue_args e) {

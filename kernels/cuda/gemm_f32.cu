@@ -140,10 +140,10 @@ int dpk_linear_run_f32(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_er
         DPK_FAIL(err, DPK_EUNSUPPORTED, "cuda: a product of %lld tiles, want at most %d",
                  (long long)blocks, INT32_MAX);
     }
-    DPK_CUDA_TRY(l->glu ? DPK_LAUNCH(gemm_f32<true>, dim3((unsigned)blocks), dim3(256), 0,
-                                     cuda->stream, a, e)
-                        : DPK_LAUNCH(gemm_f32<false>, dim3((unsigned)blocks), dim3(256), 0,
-                                     cuda->stream, a, e),
-                 "a product in float32", err);
+    DPK_CUDA_TRY(
+        l->glu
+            ? DPK_LAUNCH(gemm_f32<true>, dim3((unsigned)blocks), dim3(256), 0, cuda->stream, a, e)
+            : DPK_LAUNCH(gemm_f32<false>, dim3((unsigned)blocks), dim3(256), 0, cuda->stream, a, e),
+        "a product in float32", err);
     return DPK_OK;
 }

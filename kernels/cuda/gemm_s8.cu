@@ -169,9 +169,9 @@ int dpk_linear_run_s8(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_err
     rows.rule = rule_of(l);
     rows.q = (int8_t *)(scratch + p.data);
     rows.scale = (float *)(scratch + p.scales);
-    DPK_CUDA_TRY(DPK_LAUNCH(quantize_rows, dim3(dpk_cuda_blocks(l->m, 8)), dim3(256), 0,
-                            cuda->stream, rows),
-                 "linear", err);
+    DPK_CUDA_TRY(
+        DPK_LAUNCH(quantize_rows, dim3(dpk_cuda_blocks(l->m, 8)), dim3(256), 0, cuda->stream, rows),
+        "linear", err);
     dpk_rows_args a = dpk_weight_rows(rows.q, l->c_pad, l->m);
     return l->glu ? dpk_gemm_launch<int8_t, dpk_load_rows, dpk_load_rows, true>(
                         cuda, p.plan, l->m, l->n_w, scratch, a, b, e, err)

@@ -16,21 +16,22 @@ static int run(struct dpk_cuda *cuda, const struct dpk_linear *l, const Args &a,
     dpk_dequant_args b = dpk_dequant_of(w, l);
     void *partial = l->call->scratch;
     if constexpr (CONV) {
-        return w->dtype == DPK_S8 ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, false>(
-                                        cuda, plan, l->m, l->n_w, partial, a, b, e, err)
-                                  : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, false>(
-                                        cuda, plan, l->m, l->n_w, partial, a, b, e, err);
+        return w->dtype == DPK_S8
+                   ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, false>(cuda, plan, l->m, l->n_w,
+                                                                         partial, a, b, e, err)
+                   : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, false>(cuda, plan, l->m, l->n_w,
+                                                                         partial, a, b, e, err);
     }
     if (w->dtype == DPK_S8) {
-        return l->glu ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, true>(
-                            cuda, plan, l->m, l->n_w, partial, a, b, e, err)
+        return l->glu ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, true>(cuda, plan, l->m, l->n_w,
+                                                                           partial, a, b, e, err)
                       : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, false>(
                             cuda, plan, l->m, l->n_w, partial, a, b, e, err);
     }
-    return l->glu ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, true>(
-                        cuda, plan, l->m, l->n_w, partial, a, b, e, err)
-                  : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, false>(
-                        cuda, plan, l->m, l->n_w, partial, a, b, e, err);
+    return l->glu ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, true>(cuda, plan, l->m, l->n_w,
+                                                                       partial, a, b, e, err)
+                  : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, false>(cuda, plan, l->m, l->n_w,
+                                                                        partial, a, b, e, err);
 }
 
 int dpk_linear_run_quantized(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_error *err) {
@@ -38,11 +39,15 @@ int dpk_linear_run_quantized(struct dpk_cuda *cuda, const struct dpk_linear *l, 
         dpk_pixels_args a = l->pixels;
         a.chunks = l->c_pad / 8;
         return l->aligned ? run<dpk_load_pixels, true>(cuda, l, a, err)
-                            : run<dpk_load_channels, true>(cuda, l, a, err);
+                          : run<dpk_load_channels, true>(cuda, l, a, err);
     }
     if (l->aligned) {
-        dpk_rows_args a = {(const char *)l->x,   (const char *)l->x2, (long long)l->k * 2,
-                           (long long)l->k2 * 2, l->k / 8,            l->k2 / 8,
+        dpk_rows_args a = {(const char *)l->x,
+                           (const char *)l->x2,
+                           (long long)l->k * 2,
+                           (long long)l->k2 * 2,
+                           l->k / 8,
+                           l->k2 / 8,
                            l->m};
         return run<dpk_load_rows, false>(cuda, l, a, err);
     }

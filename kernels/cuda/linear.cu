@@ -140,8 +140,12 @@ static int run_bf16(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_error
     dpk_rows_args b = dpk_weight_rows(w->data, (long long)w->pitch * 2, w->n_rows);
     void *partial = l->call->scratch;
     if (l->aligned) {
-        dpk_rows_args a = {(const char *)l->x,   (const char *)l->x2, (long long)l->k * 2,
-                           (long long)l->k2 * 2, l->k / 8,            l->k2 / 8,
+        dpk_rows_args a = {(const char *)l->x,
+                           (const char *)l->x2,
+                           (long long)l->k * 2,
+                           (long long)l->k2 * 2,
+                           l->k / 8,
+                           l->k2 / 8,
                            l->m};
         return l->glu ? dpk_gemm_launch<dpk_bf16, dpk_load_rows, dpk_load_rows, true>(
                             cuda, plan, l->m, l->n_w, partial, a, b, e, err)

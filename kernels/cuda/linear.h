@@ -24,7 +24,7 @@ struct dpk_linear {
     int k, k2;
     int n_w; /* rows of the weight on the device: with glu 2 F, rounded up to 16 */
     bool glu, conv;
-    bool aligned; /* rows of bfloat16, and pixels, lie at multiples of 16 bytes */
+    bool aligned;           /* rows of bfloat16, and pixels, lie at multiples of 16 bytes */
     dpk_pixels_args pixels; /* conv: all but chunks, scale and rule */
     int c_pad;              /* k's of a tap in the weight; a linear has one tap */
 };

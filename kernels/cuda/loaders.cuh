@@ -253,13 +253,13 @@ template <int ROWS, int THREADS> struct dpk_load_quantized : dpk_load_staged<ROW
 /* ---- Quantized weights as bfloat16 ----------------------------------------------------------- */
 
 struct dpk_dequant_args {
-    const uint8_t *w;        /* [rows][stride] */
-    long long stride;        /* bytes of a row, a multiple of 16 */
-    int rows, n;             /* on the device; logical */
-    int c, c_pad, pitch;     /* as in struct dpk_cuda_weight */
-    const float *scale;      /* s4: [n][groups] */
-    int group, groups;       /* s4 */
-    int glu_rows;            /* F of a weight in the order of PANEL_GLU, 0: rows are logical rows */
+    const uint8_t *w;    /* [rows][stride] */
+    long long stride;    /* bytes of a row, a multiple of 16 */
+    int rows, n;         /* on the device; logical */
+    int c, c_pad, pitch; /* as in struct dpk_cuda_weight */
+    const float *scale;  /* s4: [n][groups] */
+    int group, groups;   /* s4 */
+    int glu_rows;        /* F of a weight in the order of PANEL_GLU, 0: rows are logical rows */
 };
 
 template <int ROWS, int THREADS> struct dpk_load_s8 : dpk_load_staged<ROWS, THREADS> {

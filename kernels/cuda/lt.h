@@ -12,7 +12,7 @@
 /* Compared byte by byte: begin with = {}. */
 struct dpk_lt_product {
     int64_t m, n, k;
-    int64_t lda, ldb, ldd; /* elements between rows; C has D's */
+    int64_t lda, ldb, ldd;                /* elements between rows; C has D's */
     int64_t stride_a, stride_b, stride_d; /* elements between the products of a batch */
     int32_t batch;
     int32_t dtype, out_dtype; /* DPK_BF16 or DPK_F32 */

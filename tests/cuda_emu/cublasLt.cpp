@@ -157,8 +157,7 @@ static cublasStatus_t describe(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t
         c->type != d->type || (a->type == CUDA_R_32F && d->type != CUDA_R_32F))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     /* The bias has D's type; another is refused. */
-    if (desc->epilogue == CUBLASLT_EPILOGUE_BIAS && desc->typed_bias &&
-        desc->bias_type != d->type)
+    if (desc->epilogue == CUBLASLT_EPILOGUE_BIAS && desc->typed_bias && desc->bias_type != d->type)
         return CUBLAS_STATUS_NOT_SUPPORTED;
     /* Products of 16-bit operands whose rows are not aligned exist, but nobody wants them. */
     if (a->type == CUDA_R_16BF && (a->ld % 8 || b->ld % 8 || d->ld * bytes_of(d->type) % 16))
@@ -171,11 +170,21 @@ static cublasStatus_t describe(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t
 }
 
 static uint64_t sum_of(const problem *p) {
-    uint64_t parts[] = {(uint64_t)p->desc.op_a, (uint64_t)p->desc.op_b, (uint64_t)p->desc.epilogue,
-                        (uint64_t)p->a.type,    (uint64_t)p->d.type,    p->d.rows,
-                        p->d.cols,              p->a.rows,              p->a.cols,
-                        (uint64_t)p->a.ld,      (uint64_t)p->b.ld,      (uint64_t)p->d.ld,
-                        (uint64_t)p->a.stride,  (uint64_t)p->b.stride,  (uint64_t)p->d.stride,
+    uint64_t parts[] = {(uint64_t)p->desc.op_a,
+                        (uint64_t)p->desc.op_b,
+                        (uint64_t)p->desc.epilogue,
+                        (uint64_t)p->a.type,
+                        (uint64_t)p->d.type,
+                        p->d.rows,
+                        p->d.cols,
+                        p->a.rows,
+                        p->a.cols,
+                        (uint64_t)p->a.ld,
+                        (uint64_t)p->b.ld,
+                        (uint64_t)p->d.ld,
+                        (uint64_t)p->a.stride,
+                        (uint64_t)p->b.stride,
+                        (uint64_t)p->d.stride,
                         (uint64_t)p->d.batch};
     uint64_t h = 14695981039346656037u;
     for (uint64_t part : parts) h = (h ^ part) * 1099511628211u;
@@ -240,8 +249,8 @@ static std::vector<float> gather(const void *x, const dpk_emu_lt_layout &l, uint
     uint64_t n = k_is_rows ? l.cols : l.rows, k = k_is_rows ? l.rows : l.cols;
     for (uint64_t i = 0; i < n; i++)
         for (uint64_t j = 0; j < k; j++)
-            out[i * k + j] = get(x, l.type, first + (k_is_rows ? j + i * (uint64_t)l.ld
-                                                              : i + j * (uint64_t)l.ld));
+            out[i * k + j] = get(
+                x, l.type, first + (k_is_rows ? j + i * (uint64_t)l.ld : i + j * (uint64_t)l.ld));
     return out;
 }
 

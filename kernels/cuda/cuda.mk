@@ -52,7 +52,7 @@ cuda-resources:
 EMU_LIB := $(if $(filter thread,$(SAN)),,$(if $(shell command -v $(CUDA_CXX) 2>/dev/null),$(LIB)/libdiffpak-cuda-emu.so))
 EMU_OBJ := $(patsubst %,$(BUILD)/obj/emu/%.o,$(CUDA_SRC) $(wildcard tests/cuda_emu/*.cpp))
 EMU_FLAGS = -std=c++17 -D_GNU_SOURCE $(OPT) -g -fPIC -fvisibility=hidden -ffp-contract=off -pthread -Wall -Wextra -Wshadow -Werror \
-    -Wno-unknown-pragmas -Itests/cuda_emu -Ikernels/cuda -ffile-prefix-map=$(CURDIR)=. \
+    -Wno-unknown-pragmas -fno-strict-aliasing -Itests/cuda_emu -Ikernels/cuda -ffile-prefix-map=$(CURDIR)=. \
     $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 
 $(BUILD)/obj/emu/%.o: %
@@ -64,6 +64,19 @@ $(LIB)/libdiffpak-cuda-emu.so: $(EMU_OBJ) $(CUDA_C_OBJ)
 	@mkdir -p $(@D)
 	$(call say,LD $@)
 	$(Q)$(CUDA_CXX) -shared $(LDFLAGS) $^ -lm -o $@
+
+# Tests below the plugin, in C++: tests/test_cuda_*.cpp with the kernels of products and attention.
+ifneq ($(EMU_LIB),)
+TEST_CUDA := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_cuda_*.cpp))
+TEST_BIN  += $(TEST_CUDA)
+endif
+TEST_CUDA_OBJ := $(patsubst %,$(BUILD)/obj/emu/%.o,$(wildcard tests/cuda_emu/*.cpp) \
+    $(addprefix kernels/cuda/,attention.cu conv.cu gemm.cu gemm_f32.cu gemm_s8.cu gemm_weight_only.cu linear.cu tune.cu)) \
+    $(call obj,$(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c))
+$(TEST_CUDA): $(BUILD)/tests/%: $(BUILD)/obj/emu/tests/%.cpp.o $(TEST_CUDA_OBJ)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CUDA_CXX) $(LDFLAGS) $^ -lm -lcmocka -o $@
 
 # emulated: what tests need of it; says so where there is no C++ compiler
 emulated: $(EMU_LIB)

@@ -20,7 +20,7 @@ extern "C" {
 #include <vector>
 
 static struct dpk_cuda cuda;
-static std::vector<void *> allocations;
+static inline std::vector<void *> allocations;
 static struct dpk_cuda_weight weights[2];
 
 const struct dpk_cuda_weight *dpk_cuda_find_weight(const struct dpk_cuda *,
@@ -32,14 +32,14 @@ int dpk_cuda_fail(dpk_error *err, const char *what, cudaError_t e) {
     return dpk_error_set(err, DPK_EBACKEND, "%s: %s", what, cudaGetErrorName(e));
 }
 
-static void *device(size_t n_bytes) {
+static inline void *device(size_t n_bytes) {
     void *p = NULL;
     assert_int_equal(cudaMalloc(&p, n_bytes ? n_bytes : 1), cudaSuccess);
     allocations.push_back(p);
     return p;
 }
 
-static void *to_device(const void *host, size_t n_bytes) {
+static inline void *to_device(const void *host, size_t n_bytes) {
     void *p = device(n_bytes);
     if (n_bytes)
         assert_int_equal(cudaMemcpy(p, host, n_bytes, cudaMemcpyHostToDevice), cudaSuccess);
@@ -66,7 +66,7 @@ static int tear_down(void **) {
     return 0;
 }
 
-static void forget(void) {
+static inline void forget(void) {
     assert_int_equal(cudaStreamSynchronize(cuda.stream), cudaSuccess);
     for (void *p : allocations) assert_int_equal(cudaFree(p), cudaSuccess);
     allocations.clear();
@@ -75,17 +75,19 @@ static void forget(void) {
 /* ---- Numbers --------------------------------------------------------------------------------- */
 
 static uint64_t state;
-static int draw(int lo, int hi) {
+static inline int draw(int lo, int hi) {
     state = state * 6364136223846793005u + 1442695040888963407u;
     return lo + (int)((state >> 33) % (uint64_t)(hi - lo + 1));
 }
-static float draw_float(void) { return (float)draw(-100000, 100000) * 1.5e-5f; }
+static inline float draw_float(void) { return (float)draw(-100000, 100000) * 1.5e-5f; }
 
-static float rounded(float v, int dtype) { return dtype == DPK_BF16 ? (float)__nv_bfloat16(v) : v; }
+static inline float rounded(float v, int dtype) {
+    return dtype == DPK_BF16 ? (float)__nv_bfloat16(v) : v;
+}
 
-static size_t bytes_of(int dtype) { return dtype == DPK_F32 ? 4 : 2; }
+static inline size_t bytes_of(int dtype) { return dtype == DPK_F32 ? 4 : 2; }
 
-static std::vector<unsigned char> encoded(const std::vector<float> &v, int dtype) {
+static inline std::vector<unsigned char> encoded(const std::vector<float> &v, int dtype) {
     std::vector<unsigned char> out(v.size() * bytes_of(dtype));
     for (size_t i = 0; i < v.size(); i++) {
         __nv_bfloat16 h(v[i]);
@@ -95,7 +97,7 @@ static std::vector<unsigned char> encoded(const std::vector<float> &v, int dtype
     return out;
 }
 
-static struct dpk_shape shape_of(std::vector<int> dims) {
+static inline struct dpk_shape shape_of(std::vector<int> dims) {
     struct dpk_shape s = {};
     s.rank = (int32_t)dims.size();
     for (size_t i = 0; i < dims.size(); i++) s.dim[i] = dims[i];
@@ -103,7 +105,7 @@ static struct dpk_shape shape_of(std::vector<int> dims) {
 }
 
 /* n values of a result on the device, when all that is queued is done. */
-static std::vector<float> decoded(const void *p, size_t n, int dtype) {
+static inline std::vector<float> decoded(const void *p, size_t n, int dtype) {
     std::vector<unsigned char> bytes(n * bytes_of(dtype));
     std::vector<float> v(n);
     assert_int_equal(cudaStreamSynchronize(cuda.stream), cudaSuccess);

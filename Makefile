@@ -3,6 +3,7 @@ CC    ?= cc
 SAN   ?=
 V     ?=
 OPT   ?= -O2
+PYTHON ?= python3
 
 # For another processor: make ARCH=aarch64, or CC=aarch64-linux-gnu-gcc. Built under build/aarch64, run by $(RUN).
 HOST  := $(shell uname -m)
@@ -181,6 +182,10 @@ bench-peak: $(BUILD)/tests/bench_peak
 bench-real: all
 	BUILD=$(BUILD) tests/bench_real.sh $(MODELS)
 
+## bench-quality: do quantized files still paint what is asked: 64 pictures by each scheme, judged (needs python3 with NumPy)
+bench-quality: all
+	$(PYTHON) tests/bench_quality.py --build $(BUILD)
+
 ## test-slurm: a job array on a Slurm cluster of this machine alone (root; slurmctld, slurmd, munge)
 test-slurm: all
 	BUILD=$(BUILD) tests/slurm.sh
@@ -205,6 +210,6 @@ help:
 clean:
 	rm -rf build
 
-.PHONY: all emulated cuda cuda-resources deps test check demo bench bench-peak bench-real test-slurm asan tsan format help clean
+.PHONY: all emulated cuda cuda-resources deps test check demo bench bench-peak bench-real bench-quality test-slurm asan tsan format help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -37,7 +37,8 @@ static int rewrite(struct making *m, const char *path) {
                                                 .progress = m->o->progress,
                                                 .progress_arg = m->o->progress_arg,
                                                 .pairs = m->pairs,
-                                                .n_pairs = m->n_pairs};
+                                                .n_pairs = m->n_pairs,
+                                                .threads = m->o->how.threads};
     return dpk_rewrite(m->f, path, &m->card->layers, &options, m->err);
 }
 

@@ -2,6 +2,7 @@
 
 #include "../formats/dpk_check.h"
 #include "../formats/fail.h"
+#include "../kernels/cpu/cpu.h"
 #include "panel.h"
 
 #include <inttypes.h>
@@ -10,6 +11,11 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+struct block {
+    void *data;
+    size_t n_bytes;
+};
 
 struct rewrite {
     const struct dpk_file *f;
@@ -21,12 +27,11 @@ struct rewrite {
     uint32_t n_declared;
     uint64_t done; /* bytes of the source's weights */
     dpk_error *err;
-    /* Of the layer at hand: blocks that grow as needed, and what they hold. */
-    void *rows_, *scales_, *q_, *sums_, *panel;
-    size_t n_rows, n_scales, n_q, n_sums, n_panel; /* elements */
-    float *rows, *scales;
-    int8_t *q;
-    int32_t *sums;
+    struct dpk_pool *pool;
+    /* Blocks for the layer at hand, which grow as needed. */
+    struct block rows, q;       /* of each worker: a panel's rows as floats and as integers */
+    struct block panels, bands; /* of each panel that is made at the same time */
+    struct block scales, sums;  /* of all rows */
 };
 
 /* ---- What the new file has ------------------------------------------------------------------- */
@@ -139,8 +144,8 @@ static int add_provenance(struct rewrite *r) {
     snprintf(text, sizeof text, "%.3f", weights ? 8.0 * (double)bytes / (double)weights : 0.0);
     DPK_TRY(dpk_writer_pair(r->w, "quant.bits", text, r->err));
     for (size_t i = 0; i < r->options->n_pairs; i++)
-        DPK_TRY(dpk_writer_pair(r->w, r->options->pairs[i].key, r->options->pairs[i].value,
-                                r->err));
+        DPK_TRY(
+            dpk_writer_pair(r->w, r->options->pairs[i].key, r->options->pairs[i].value, r->err));
 done:
     return rc;
 }
@@ -190,85 +195,122 @@ static int put(struct rewrite *r, uint32_t number, const void *data, size_t n_by
     return r->w ? dpk_writer_put(r->w, number, data, n_bytes, r->err) : DPK_OK;
 }
 
-/* *array of *have elements of `size` bytes gets room for `want`; what was in it is lost. */
-static int grow(struct rewrite *r, void **array, size_t *have, uint64_t want, size_t size) {
-    if (want <= *have) return DPK_OK;
-    free(*array);
-    *have = 0;
-    *array = want < SIZE_MAX / 2 / size ? malloc((size_t)want * size) : NULL;
-    if (!*array)
-        return dpk_error_set(r->err, DPK_ENOMEM, "no memory for %" PRIu64 " values of %zu bytes",
-                             want, size);
-    *have = (size_t)want;
+/* Room for n values of `size` bytes; what was there is lost. */
+static int grow(struct rewrite *r, struct block *b, uint64_t n, size_t size) {
+    if (n <= b->n_bytes / size) return DPK_OK;
+    free(b->data);
+    *b = (struct block){n < SIZE_MAX / 2 / size ? malloc((size_t)n * size) : NULL, 0};
+    if (!b->data)
+        return dpk_error_set(r->err, DPK_ENOMEM, "no memory for %" PRIu64 " values of %zu bytes", n,
+                             size);
+    b->n_bytes = (size_t)n * size;
     return DPK_OK;
 }
 
-static int prepare(struct rewrite *r, const struct dpk_panels *from, const struct dpk_panels *to,
-                   uint64_t scales_a_row) {
-    const uint64_t n = DPK_PANEL_ROWS * from->k; /* k is below 2^31 times the taps: 2^40 at most */
+/* What is known of a panel once it is made: its error, and a row that is not finite, or -1. */
+struct band {
+    double signal, noise;
+    int64_t bad_row;
+};
+
+/* Panels first, first + 1, ... of a layer, made by all workers. */
+struct batch {
+    struct rewrite *r;
+    const struct dpk_layer *layer;
+    const struct dpk_tensor_record *tensor;
+    struct dpk_panels from, to;
+    uint64_t first;
+};
+
+/* Row `row` of the layer, values w, to integers q. */
+static bool quantize_row(const struct batch *b, uint64_t row, const float *w, int8_t *q,
+                         struct band *band) {
+    const struct dpk_scheme *scheme = b->r->options->scheme;
+    const size_t k = (size_t)b->from.k, group = b->layer->group ? (size_t)b->layer->group : k;
+    float *scales = (float *)b->r->scales.data + row * (k / group);
+    if (b->layer->group
+            ? !dpk_quantize_row_s4(w, k, group, q, scales)
+            : !dpk_quantize_row_s8(scheme->convention, (int)b->tensor->dtype, w, k, q, scales))
+        return false;
+    ((int32_t *)b->r->sums.data)[row] = dpk_quantized_sum(q, k);
+    dpk_quantize_error(w, q, scales, k, group, &band->signal, &band->noise);
+    return true;
+}
+
+static void make_panel(void *arg, int task, int worker) {
+    const struct batch *b = arg;
+    const struct rewrite *r = b->r;
+    const uint64_t p = b->first + (uint64_t)task;
+    const size_t k = (size_t)b->from.k, n = DPK_PANEL_ROWS * k;
+    float *rows = (float *)r->rows.data + (size_t)worker * n;
+    int8_t *q = (int8_t *)r->q.data + (size_t)worker * n;
+    struct band *band = (struct band *)r->bands.data + task;
+    *band = (struct band){.bad_row = -1};
+    dpk_panels_unpack(&b->from, r->f->weights + b->tensor->offset + p * b->from.bytes, rows);
+    memset(q, 0, n);
+    for (int place = 0; place < DPK_PANEL_ROWS && band->bad_row < 0; place++) {
+        const int64_t row = dpk_panels_row(&b->from, p, place);
+        const size_t at = (size_t)place * k;
+        if (row >= 0 && !quantize_row(b, (uint64_t)row, rows + at, q + at, band))
+            band->bad_row = row;
+    }
+    dpk_panels_pack(&b->to, q, (char *)r->panels.data + (size_t)task * (size_t)b->to.bytes);
+}
+
+/* `count` panels from b->first on: made in any order, their errors added and their bytes written in
+ * theirs, so that neither depends on the number of workers. */
+static int run_batch(struct batch *b, struct dpk_layer *l, int count, uint32_t number) {
+    struct rewrite *r = b->r;
+    const struct band *bands = r->bands.data;
     int rc = DPK_OK;
-    DPK_TRY(grow(r, &r->rows_, &r->n_rows, n, sizeof *r->rows));
-    DPK_TRY(grow(r, &r->q_, &r->n_q, n, sizeof *r->q));
-    DPK_TRY(grow(r, &r->panel, &r->n_panel, to->bytes, 1));
-    DPK_TRY(grow(r, &r->scales_, &r->n_scales, from->rows * scales_a_row, sizeof *r->scales));
-    DPK_TRY(grow(r, &r->sums_, &r->n_sums, from->rows, sizeof *r->sums));
-    r->rows = r->rows_;
-    r->q = r->q_;
-    r->scales = r->scales_;
-    r->sums = r->sums_;
+    dpk_pool_run(r->pool, count, make_panel, b);
+    for (int i = 0; i < count; i++) {
+        if (bands[i].bad_row >= 0)
+            DPK_FAIL(r->err, DPK_EFORMAT,
+                     "tensor %.100s: row %" PRId64 " has a value that is not finite",
+                     dpk_file_string(r->f, b->tensor->name), bands[i].bad_row);
+        l->signal += bands[i].signal;
+        l->noise += bands[i].noise;
+    }
+    const uint64_t n_bytes = (uint64_t)count * b->to.bytes;
+    DPK_TRY(put(r, number, r->panels.data, (size_t)n_bytes));
+    DPK_TRY(progress(r, (uint64_t)count * b->from.bytes));
 done:
     return rc;
 }
 
-/* Row `row` of the layer, at place `place` of the panel in r->rows. */
-static int quantize_row(struct rewrite *r, struct dpk_layer *l, uint64_t row, int place, size_t k) {
-    const struct dpk_scheme *scheme = r->options->scheme;
-    const struct dpk_tensor_record *t = &r->f->tensors[l->tensor];
-    const float *w = r->rows + (size_t)place * k;
-    int8_t *q = r->q + (size_t)place * k;
-    const size_t group = l->group ? (size_t)l->group : k;
-    float *scales = r->scales + row * (k / group);
-    const bool good = l->group
-                          ? dpk_quantize_row_s4(w, k, group, q, scales)
-                          : dpk_quantize_row_s8(scheme->convention, (int)t->dtype, w, k, q, scales);
-    if (!good)
-        return dpk_error_set(r->err, DPK_EFORMAT,
-                             "tensor %.100s: row %" PRIu64 " has a value that is not finite",
-                             dpk_file_string(r->f, t->name), row);
-    r->sums[row] = dpk_quantized_sum(q, k);
-    dpk_quantize_error(w, q, scales, k, group, &l->signal, &l->noise);
-    return DPK_OK;
-}
-
 static int quantize_layer(struct rewrite *r, struct dpk_layer *l) {
+    enum { PANELS_EACH = 4, MAX_BYTES = 32 << 20 }; /* of a batch: a worker's, and all */
     const struct dpk_tensor_record *t = &r->f->tensors[l->tensor];
     const struct dpk_shape shape = dpk_tensor_shape(t);
     const bool s4 = r->options->scheme->kind == DPK_SCHEME_INT4_WEIGHT;
     const uint32_t number = r->number[l->tensor];
-    struct dpk_panels from, to;
+    const uint64_t workers = (uint64_t)dpk_pool_workers(r->pool);
+    struct batch b = {.r = r, .layer = l, .tensor = t};
     int rc = DPK_OK;
-    if (!dpk_panels_make(&from, (int)t->dtype, (int)t->layout, &shape) ||
-        !dpk_panels_make(&to, s4 ? DPK_S4 : DPK_S8, (int)t->layout, &shape))
+    if (!dpk_panels_make(&b.from, (int)t->dtype, (int)t->layout, &shape) ||
+        !dpk_panels_make(&b.to, s4 ? DPK_S4 : DPK_S8, (int)t->layout, &shape))
         DPK_FAIL(r->err, DPK_EFORMAT, "tensor %.100s: %s of %s cannot be quantized",
                  dpk_file_string(r->f, t->name), dpk_layout_name((int)t->layout),
                  dpk_dtype_name((int)t->dtype));
-    const size_t k = (size_t)from.k;
-    const uint64_t scales_a_row = l->group ? from.k / (uint64_t)l->group : 1;
-    DPK_TRY(prepare(r, &from, &to, scales_a_row));
+    const uint64_t n_rows = b.from.rows, n = DPK_PANEL_ROWS * b.from.k;
+    const uint64_t n_scales = n_rows * (l->group ? b.from.k / (uint64_t)l->group : 1);
+    uint64_t each = MAX_BYTES / (b.to.bytes + 1) + 1;
+    if (each > workers * PANELS_EACH) each = workers * PANELS_EACH;
+    /* k is below 2^31 times the taps: 2^40 at most */
+    DPK_TRY(grow(r, &r->rows, workers * n, sizeof(float)));
+    DPK_TRY(grow(r, &r->q, workers * n, 1));
+    DPK_TRY(grow(r, &r->panels, each * b.to.bytes, 1));
+    DPK_TRY(grow(r, &r->bands, each, sizeof(struct band)));
+    DPK_TRY(grow(r, &r->scales, n_scales, sizeof(float)));
+    DPK_TRY(grow(r, &r->sums, n_rows, sizeof(int32_t)));
     l->signal = l->noise = 0;
-    for (uint64_t p = 0; p < from.count; p++) {
-        dpk_panels_unpack(&from, r->f->weights + t->offset + p * from.bytes, r->rows);
-        memset(r->q, 0, DPK_PANEL_ROWS * k);
-        for (int place = 0; place < DPK_PANEL_ROWS; place++) {
-            const int64_t row = dpk_panels_row(&from, p, place);
-            if (row >= 0) DPK_TRY(quantize_row(r, l, (uint64_t)row, place, k));
-        }
-        dpk_panels_pack(&to, r->q, r->panel);
-        DPK_TRY(put(r, number, r->panel, (size_t)to.bytes));
-        DPK_TRY(progress(r, from.bytes));
+    for (; b.first < b.from.count; b.first += each) {
+        const uint64_t left = b.from.count - b.first;
+        DPK_TRY(run_batch(&b, l, (int)(left < each ? left : each), number));
     }
-    DPK_TRY(put(r, number + 1, r->scales, (size_t)(from.rows * scales_a_row) * sizeof(float)));
-    if (!s4) DPK_TRY(put(r, number + 2, r->sums, (size_t)from.rows * sizeof(int32_t)));
+    DPK_TRY(put(r, number + 1, r->scales.data, (size_t)n_scales * sizeof(float)));
+    if (!s4) DPK_TRY(put(r, number + 2, r->sums.data, (size_t)n_rows * sizeof(int32_t)));
 done:
     return rc;
 }
@@ -314,6 +356,7 @@ int dpk_rewrite(const struct dpk_file *f, const char *out_path, struct dpk_layer
     if (!r.of || !r.number) DPK_FAIL(err, DPK_ENOMEM, "no memory for %u tensors", f->n_tensors);
     for (size_t i = 0; i < layers->n; i++)
         if (layers->layer[i].quantized) r.of[layers->layer[i].tensor] = &layers->layer[i];
+    DPK_TRY(dpk_pool_create(&r.pool, options->threads, err));
     if (out_path) {
         DPK_TRY(dpk_writer_create(&r.w, out_path, err));
         DPK_TRY(declare(&r));
@@ -324,10 +367,8 @@ done:
     dpk_writer_free(r.w);
     free(r.of);
     free(r.number);
-    free(r.rows_);
-    free(r.scales_);
-    free(r.q_);
-    free(r.sums_);
-    free(r.panel);
+    struct block *const blocks[] = {&r.rows, &r.q, &r.panels, &r.bands, &r.scales, &r.sums};
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) free(blocks[i]->data);
+    dpk_pool_free(r.pool);
     return rc;
 }

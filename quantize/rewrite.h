@@ -1,6 +1,6 @@
-/* A file's copy with some layers quantized. Tensors pass through one at a time, panels by panel, so
- * that memory is bounded by 16 rows of the widest layer and the scales of the largest; the output
- * depends on the input's bytes and the arguments alone, and appears whole or not at all. */
+/* A file's copy with some layers quantized. Tensors pass through one at a time, a few
+ * panels for each thread, so that memory is bounded by those of the widest layer and the scales of
+ * the largest; the output depends on the input's bytes and the arguments alone, and appears whole or not at all. */
 #ifndef DPK_REWRITE_H
 #define DPK_REWRITE_H
 
@@ -27,6 +27,7 @@ struct dpk_rewrite_options {
     void *progress_arg;
     const struct dpk_rewrite_pair *pairs; /* [n_pairs] more metadata */
     size_t n_pairs;
+    int threads; /* 0: one per core; the file does not depend on it */
 };
 int dpk_rewrite(const struct dpk_file *f, const char *out_path, struct dpk_layers *layers,
                 const struct dpk_rewrite_options *options, dpk_error *err);

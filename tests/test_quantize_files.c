@@ -383,8 +383,8 @@ static void test_rewrite(void **state) {
     }
 }
 
-static int run(const char *in, const char *out, int (*progress)(void *, uint64_t, uint64_t),
-               void *arg, dpk_error *err) {
+static int run(const char *in, const char *out, int threads,
+               int (*progress)(void *, uint64_t, uint64_t), void *arg, dpk_error *err) {
     const struct dpk_scheme scheme = scheme_of("int8-dynamic", 0, false);
     struct dpk_file f;
     struct dpk_filter *filter;
@@ -395,7 +395,8 @@ static int run(const char *in, const char *out, int (*progress)(void *, uint64_t
     const struct dpk_rewrite_options options = {.scheme = &scheme,
                                                 .filter_id = dpk_filter_id(filter),
                                                 .progress = progress,
-                                                .progress_arg = arg};
+                                                .progress_arg = arg,
+                                                .threads = threads};
     rc = dpk_layers_make(&l, &f, in, &scheme, filter, err);
     if (rc == DPK_OK) rc = dpk_rewrite(&f, out, &l, &options, err);
     dpk_layers_free(&l);
@@ -410,14 +411,14 @@ static void test_deterministic(void **state) {
     size_t na, nb;
     dpk_error err;
     convert("models/shapes-xl", DPK_BF16, in);
-    CHECK(run(in, a, NULL, NULL, &err));
-    CHECK(run(in, b, NULL, NULL, &err));
+    CHECK(run(in, a, 1, NULL, NULL, &err));
+    CHECK(run(in, b, 3, NULL, NULL, &err));
     uint8_t *x = get_file(a, &na), *y = get_file(b, &nb);
     assert_int_equal(na, nb);
     assert_memory_equal(x, y, na);
     free(y);
     /* Over the file that it reads. */
-    CHECK(run(in, in, NULL, NULL, &err));
+    CHECK(run(in, in, 2, NULL, NULL, &err));
     y = get_file(in, &nb);
     assert_int_equal(na, nb);
     assert_memory_equal(x, y, na);
@@ -429,7 +430,7 @@ static void test_deterministic(void **state) {
 
 static void refuse(const char *in, const char *out, int code, const char *message) {
     dpk_error err = {0};
-    assert_int_equal(run(in, out, NULL, NULL, &err), code);
+    assert_int_equal(run(in, out, 0, NULL, NULL, &err), code);
     if (!strstr(err.msg, message)) fail_msg("\"%s\" is not in \"%s\"", message, err.msg);
     assert_int_not_equal(access(out, F_OK), 0);
 }
@@ -475,13 +476,13 @@ static void test_refused(void **state) {
     dpk_error err;
     int calls = 0;
     convert("models/shapes-xl", DPK_BF16, in);
-    CHECK(run(in, once, NULL, NULL, &err));
+    CHECK(run(in, once, 0, NULL, NULL, &err));
     refuse(once, out, DPK_EARG, "quantized already (int8-dynamic)");
     CHECK(support_dpk_write(once, 3, 1, &err)); /* with s8 and s4, but without the metadata */
     refuse(once, out, DPK_EARG, "is quantized already (tensor net.layer.");
 
     write_linear(once, 3);
-    CHECK(run(once, out, NULL, NULL, &err));
+    CHECK(run(once, out, 0, NULL, NULL, &err));
     unlink(out);
     static const float bad[] = {NAN, INFINITY, -INFINITY};
     for (int i = 0; i < 3; i++) {
@@ -489,7 +490,7 @@ static void test_refused(void **state) {
         refuse(once, out, DPK_EFORMAT, "tensor unet.x.weight: row 17 has a value that is not");
     }
 
-    assert_int_equal(run(in, out, stop_in_the_middle, &calls, &err), DPK_ECANCELLED);
+    assert_int_equal(run(in, out, 0, stop_in_the_middle, &calls, &err), DPK_ECANCELLED);
     assert_true(calls > 1);
     assert_int_not_equal(access(out, F_OK), 0);
 

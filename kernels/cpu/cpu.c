@@ -4,7 +4,6 @@
 
 #include "../../formats/fail.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,14 +130,6 @@ static int choose_isa(const char *name, int *isa, dpk_error *err) {
     return dpk_error_set(err, DPK_EARG, "instruction set %s: this build has %s", name, built);
 }
 
-/* Cores that the process may run on. */
-static int count_cores(void) {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
-    long n = sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? (int)n : 1;
-}
-
 /* A cache size of the system, or `otherwise` where it does not tell (containers and some virtual
  * machines do not). */
 static size_t cache_bytes(int name, size_t otherwise) {
@@ -172,7 +163,7 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
     cpu->l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
     cpu->l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
     cpu->l3_bytes = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20);
-    DPK_TRY(dpk_pool_create(&cpu->pool, o->n_threads ? o->n_threads : count_cores(), err));
+    DPK_TRY(dpk_pool_create(&cpu->pool, o->n_threads, err));
     int n = dpk_pool_workers(cpu->pool);
     snprintf(cpu->detail, sizeof cpu->detail, "%s, %d thread%s", dpk_isa_name(cpu->isa), n,
              n == 1 ? "" : "s");

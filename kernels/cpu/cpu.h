@@ -77,7 +77,7 @@ struct dpk_tile_kernel {
 /* ---- Thread pool ----------------------------------------------------------------------------
  * Runs fn(arg, task, worker) for task 0..n_tasks-1, each once, on any worker 0..n_workers-1 (the
  * caller is worker 0), and returns when all are done. Spins a little, then sleeps. One call at a
- * time. No allocation. */
+ * time. No allocation. n_workers 0: one per core that the process may use. */
 struct dpk_pool;
 int dpk_pool_create(struct dpk_pool **pool, int n_workers, dpk_error *err);
 void dpk_pool_free(struct dpk_pool *pool);

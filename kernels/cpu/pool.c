@@ -9,10 +9,12 @@
 #include "../../formats/fail.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { SPINS = 4000 }; /* tens of microseconds: longer than the gaps between operators */
 
@@ -136,12 +138,21 @@ void dpk_pool_free(struct dpk_pool *pool) {
     free(pool);
 }
 
+/* Cores that the process may run on. */
+static int count_cores(void) {
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) return CPU_COUNT(&set);
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (int)n : 1;
+}
+
 int dpk_pool_create(struct dpk_pool **out, int n_workers, dpk_error *err) {
     int rc = DPK_OK;
     struct dpk_pool *pool = NULL;
     *out = NULL;
+    if (n_workers == 0) n_workers = count_cores();
     if (n_workers < 1 || n_workers > 4096) {
-        DPK_FAIL(err, DPK_EARG, "threads: %d, want 1 to 4096", n_workers);
+        DPK_FAIL(err, DPK_EARG, "threads: %d, want 1 to 4096, or 0 for one a core", n_workers);
     }
     pool = calloc(1, sizeof *pool);
     if (!pool) DPK_FAIL(err, DPK_ENOMEM, "thread pool: out of memory");

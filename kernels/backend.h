@@ -131,6 +131,12 @@ struct dpk_loop_row {
  *     e = output, or with guidance: output of the first n_images combined with the others'
  *     x, state = the sampler's row r;  where repaint is 0, x = what is kept;  *row = r + 1
  * n is n_images * one. Pointers that are not needed are NULL. */
+enum { DPK_LOOP_GIVES = 6 };
+struct dpk_loop_give { /* copied before each run */
+    void *to;
+    const void *from;
+    size_t n_bytes;
+};
 struct dpk_loop {
     const struct dpk_loop_row *rows;
     int32_t *row;       /* [2]: the next row, and the one that runs */
@@ -146,6 +152,8 @@ struct dpk_loop {
     int32_t n_images, channels;
     int32_t guided; /* 2 n rows: negative ones, then positive ones */
     float guidance, rescale;
+    int32_t n_gives;
+    struct dpk_loop_give give[DPK_LOOP_GIVES];
 };
 
 /* torch.randn of a generator on a CUDA device (runtime/random.h) as [n_images,pixels,channels],

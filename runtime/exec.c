@@ -92,6 +92,13 @@ int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_e
     int rc = DPK_OK;
     const struct dpk_plan_stage *s = &plan->stages[stage];
     const struct dpk_program *p = s->program;
+    if (plan->backend->run_list) {
+        DPK_TRY(plan->backend->run_list(plan->backend, s->calls, p->n_ops, NULL, err));
+        for (uint32_t i = 0; i < p->n_ops && hook; i++)
+            if (hook->after(hook->arg, plan, stage, i))
+                DPK_FAIL(err, DPK_ECANCELLED, "%s: stopped by the caller", p->name);
+        goto done;
+    }
     for (uint32_t i = 0; i < p->n_ops; i++) {
         const struct dpk_call *call = &s->calls[i];
         guard_all(plan);

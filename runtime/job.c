@@ -184,6 +184,8 @@ static void cut_host(struct dpk_job *job) {
     const uint64_t painted = (uint64_t)job->paint_width * job->paint_height * 12;
     const uint64_t asked = (uint64_t)p->width * p->height * 12 * (p->trace ? job->n_images : 1);
     job->image = dpk_job_cut(job, job->fitted ? painted : asked);
+    if (job->session->backend->run_list)
+        job->loop_rows = dpk_job_cut(job, job->schedule->n_rows * sizeof *job->loop_rows);
     if (job->fitted) job->shown = dpk_job_cut(job, asked);
 }
 
@@ -199,6 +201,7 @@ int dpk_job_plan(struct dpk_job *job, struct dpk_session *session, const dpk_par
     DPK_TRY(dpk_plan_place(&job->plan, err));
     dpk_session_page(session, &job->plan, job->step);
     cut_host(job);
+    dpk_job_plan_loop(job);
     const struct dpk_plan_stage *s = job->plan.stages;
     job->work_total = s[job->text].work + s[job->setup].work +
                       s[job->step].work * job->schedule->n_rows +
@@ -214,7 +217,8 @@ int dpk_job_begin(struct dpk_job *job, dpk_error *err) {
     char what[64];
     snprintf(what, sizeof what, "%u image%s of %ux%u", job->n_images, job->n_images > 1 ? "s" : "",
              p->width, p->height);
-    DPK_TRY(dpk_session_take(job->session, &job->plan, job->host_bytes, what, err));
+    DPK_TRY(dpk_session_take(job->session, &job->plan, job->host_bytes + job->loop_bytes, what,
+                             err));
     job->host = aligned_alloc(DPK_ALIGN, job->host_bytes);
     if (!job->host)
         DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for host buffers of %llu bytes", what,

@@ -55,6 +55,12 @@ struct dpk_job {
     float *init_noise;              /* [n_images,h,w,C] */
     uint8_t *repaint;               /* [h,w] 1 where the mask says so; NULL without */
 
+    /* On a device that works on its own (job_loop.c) */
+    uint64_t loop_bytes; /* of its memory; 0: the loop is the host's */
+    struct dpk_loop loop;
+    struct dpk_loop_row *loop_rows; /* [n_rows] */
+    bool on_device;                 /* x is there, not here */
+
     double work_done, work_total;
     uint32_t calls_done;
     const char *stage_name;

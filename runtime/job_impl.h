@@ -39,6 +39,21 @@ int dpk_job_tokens(struct dpk_job *job, dpk_error *err);
 size_t dpk_job_context_bytes(const struct dpk_job *job);
 size_t dpk_job_pooled_bytes(const struct dpk_job *job);
 
+/* ---- job_loop.c: where the backend has run_list ---------------------------------------------- */
+
+/* Set job->loop_bytes. */
+void dpk_job_plan_loop(struct dpk_job *job);
+/* After dpk_job_noise: take the device's memory and fill it. */
+int dpk_job_loop_begin(struct dpk_job *job, dpk_error *err);
+/* Queue the network's call number `row`, and the sampler's row. */
+int dpk_job_loop_row(struct dpk_job *job, uint32_t row, dpk_error *err);
+/* Wait for one of the last DPK_MARKS rows queued. */
+int dpk_job_loop_wait(struct dpk_job *job, uint32_t row, dpk_error *err);
+/* Wait for all, and bring x to job->x. */
+int dpk_job_loop_fetch(struct dpk_job *job, dpk_error *err);
+/* Give image number `index` of x to the decoder. */
+int dpk_job_loop_give(struct dpk_job *job, uint32_t index, dpk_error *err);
+
 /* ---- job_image.c: nothing without params.init ----------------------------------------------- */
 int dpk_job_check_init(struct dpk_job *job, dpk_error *err);
 int dpk_job_plan_init(struct dpk_job *job, dpk_error *err);

@@ -90,7 +90,8 @@ int dpk_job_decode(struct dpk_job *job, uint32_t index, float *image,
                    const struct dpk_exec_hook *hook, dpk_error *err) {
     int rc = DPK_OK;
     job->decode_in[0].data = job->x + (size_t)index * job->h * job->w * job->channels;
-    DPK_TRY(dpk_exec_give_all(&job->plan, job->decode, job->decode_in, 1, err));
+    if (job->on_device) DPK_TRY(dpk_job_loop_give(job, index, err));
+    else DPK_TRY(dpk_exec_give_all(&job->plan, job->decode, job->decode_in, 1, err));
     DPK_TRY(dpk_exec_run(&job->plan, job->decode, hook, err));
     DPK_TRY(dpk_exec_take(&job->plan, job->decode, job->out_image, image, err));
 done:
@@ -155,6 +156,45 @@ static int trace_latent(struct dpk_job *job, uint32_t step, dpk_error *err) {
     return trace(job, name, shape, job->x, err);
 }
 
+/* ---- The loop on a device of its own ------------------------------------------------------- */
+
+enum { AHEAD = DPK_MARKS - 2 }; /* rows that are queued when one is reported */
+
+static int report_row(struct dpk_job *job, uint32_t row, dpk_error *err) {
+    int rc = DPK_OK;
+    DPK_TRY(dpk_job_loop_wait(job, row, err));
+    job->calls_done = row + 1;
+    job->work_done += job->plan.stages[job->step].work;
+    double fraction = job->work_total > 0 ? job->work_done / job->work_total : 0;
+    if (report(job, fraction < 0.999 ? fraction : 0.999))
+        DPK_FAIL(err, DPK_ECANCELLED, "step: stopped by the caller");
+done:
+    return rc;
+}
+
+/* All rows are queued before the host waits; with a progress callback it stays AHEAD rows ahead, so
+ * that the device has work while the caller thinks. */
+static int sample_on_device(struct dpk_job *job, dpk_error *err) {
+    int rc = DPK_OK;
+    uint32_t steps = 0;
+    const uint32_t n = job->schedule->n_rows;
+    const bool reports = job->params.progress != NULL;
+    DPK_TRY(dpk_job_loop_begin(job, err));
+    for (uint32_t row = 0; row < n; row++) {
+        DPK_TRY(dpk_job_loop_row(job, row, err));
+        if (job->params.trace && job->schedule->rows[row].step_ends) {
+            DPK_TRY(dpk_job_loop_fetch(job, err));
+            DPK_TRY(trace_latent(job, ++steps, err));
+        }
+        if (reports && row >= AHEAD) DPK_TRY(report_row(job, row - AHEAD, err));
+    }
+    for (uint32_t row = n > AHEAD ? n - AHEAD : 0; reports && row < n; row++)
+        DPK_TRY(report_row(job, row, err));
+    job->calls_done = n;
+done:
+    return rc;
+}
+
 /* ---- All of it ---------------------------------------------------------------------------- */
 
 static int sample(struct dpk_job *job, const struct dpk_exec_hook *hook, dpk_error *err) {
@@ -163,6 +203,10 @@ static int sample(struct dpk_job *job, const struct dpk_exec_hook *hook, dpk_err
     job->stage_name = "step";
     DPK_TRY(dpk_job_noise(job, err));
     DPK_TRY(trace_latent(job, 0, err));
+    if (job->loop_bytes) {
+        DPK_TRY(sample_on_device(job, err));
+        goto done;
+    }
     for (uint32_t row = 0; row < job->schedule->n_rows; row++) {
         DPK_TRY(dpk_job_step(job, row, hook, err));
         job->calls_done = row + 1;
@@ -260,7 +304,7 @@ int dpk_session_plan(dpk_session *session, const dpk_params *params, dpk_info *i
                        .scheduler = job.schedule->name,
                        .arena_bytes = job.plan.arena_bytes,
                        .host_bytes = job.host_bytes,
-                       .peak_bytes = job.plan.arena_bytes + job.host_bytes};
+                       .peak_bytes = job.plan.arena_bytes + job.host_bytes + job.loop_bytes};
 done:
     dpk_job_free(&job);
     return rc;

@@ -139,10 +139,20 @@ static void box_muller_cuda(uint32_t x, uint32_t y, float out[2]) {
     out[1] = s * (float)cos(v);
 }
 
-static void draw_cuda(struct dpk_random *r, int dtype, size_t n, float *out) {
+/* How many threads share a draw of n values, and how often each makes four. */
+static size_t cuda_threads(const struct dpk_random *r, size_t n) {
     const size_t blocks = (n + 255) / 256;
-    const size_t threads = blocks * 256 < r->threads ? blocks * 256 : r->threads;
-    const uint64_t rounds = (n + 4 * threads - 1) / (4 * threads);
+    return blocks * 256 < r->threads ? blocks * 256 : r->threads;
+}
+
+static uint64_t cuda_rounds(const struct dpk_random *r, size_t n) {
+    const size_t threads = cuda_threads(r, n);
+    return (n + 4 * threads - 1) / (4 * threads);
+}
+
+static void draw_cuda(struct dpk_random *r, int dtype, size_t n, float *out) {
+    const size_t threads = cuda_threads(r, n);
+    const uint64_t rounds = cuda_rounds(r, n);
     for (uint64_t round = 0; round < rounds; round++) {
         for (size_t k = 0; k < threads; k++) {
             size_t at = k + round * 4 * threads;
@@ -178,4 +188,8 @@ void dpk_random_normal(struct dpk_random *r, int dtype, size_t n, float *out) {
     if (r->kind == DPK_RANDOM_CUDA) draw_cuda(r, dtype, n, out);
     else if (n < BLOCK) draw_few(r, dtype, n, out);
     else draw_cpu(r, dtype, n, out);
+}
+
+void dpk_random_skip(struct dpk_random *r, size_t n) {
+    if (n) r->offset += 4 * cuda_rounds(r, n);
 }

@@ -42,4 +42,7 @@ void dpk_random_seed(struct dpk_random *r, enum dpk_random_kind kind, uint64_t s
  * logarithm and cosine are not libm's), to about 1e-6 with a GPU's. */
 void dpk_random_normal(struct dpk_random *r, int dtype, size_t n, float *out);
 
+/* Advance a generator of a CUDA device as a draw of n values does, without making them. */
+void dpk_random_skip(struct dpk_random *r, size_t n);
+
 #endif

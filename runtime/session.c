@@ -54,6 +54,8 @@ void dpk_session_free(dpk_session *session) {
     if (!session) return;
     if (session->arena)
         session->backend->release(session->backend, session->arena, session->arena_bytes);
+    if (session->loop)
+        session->backend->release(session->backend, session->loop, session->loop_bytes);
     if (session->backend) session->backend->free(session->backend);
     free(session);
 }
@@ -90,6 +92,24 @@ int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_
         session->arena_bytes = need ? need : DPK_ALIGN;
     }
     dpk_plan_bind(plan, session->arena);
+done:
+    return rc;
+}
+
+int dpk_session_take_loop(struct dpk_session *session, uint64_t n_bytes, dpk_error *err) {
+    int rc = DPK_OK;
+    struct dpk_backend *be = session->backend;
+    if (session->loop && session->loop_bytes < n_bytes) {
+        be->release(be, session->loop, session->loop_bytes);
+        session->loop = NULL;
+    }
+    if (!session->loop) {
+        session->loop = be->alloc(be, n_bytes);
+        if (!session->loop)
+            DPK_FAIL(err, DPK_ENOMEM, "no memory for a loop of %llu bytes",
+                     (unsigned long long)n_bytes);
+        session->loop_bytes = n_bytes;
+    }
 done:
     return rc;
 }

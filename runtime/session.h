@@ -23,7 +23,9 @@ struct dpk_session {
     uint64_t memory_limit; /* 0: none */
     void *arena;           /* kept between runs; grows when a plan needs more */
     uint64_t arena_bytes;
-    char description[160];
+    void *loop; /* what dpk_session_take_loop took */
+    uint64_t loop_bytes;
+    char description[320];
 };
 
 /* Number of the tokenizer of this name, or -1. */
@@ -51,5 +53,7 @@ void dpk_session_page(const struct dpk_session *session, struct dpk_plan *plan, 
  * Errors: DPK_ENOMEM. what: "generate 1024x1024", for the message. */
 int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
                      const char *what, dpk_error *err);
+/* Memory of the device beside the arena, kept between runs too. Errors: DPK_ENOMEM. */
+int dpk_session_take_loop(struct dpk_session *session, uint64_t n_bytes, dpk_error *err);
 
 #endif

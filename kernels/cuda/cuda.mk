@@ -5,7 +5,7 @@ CUOBJDUMP  ?= $(dir $(NVCC))cuobjdump
 CUDA_SRC   := $(wildcard kernels/cuda/*.cu)
 CUDA_LIB   := $(LIB)/libdiffpak-cuda.so
 # What the plugin takes from formats/: its own copies, which nobody sees.
-CUDA_C_OBJ := $(call obj,$(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c ops_cost.c dpk_read.c dpk_check.c dpk_check_program.c))
+CUDA_C_OBJ := $(call obj,$(FORMATS_READ))
 
 # Architectures that the compiler at hand knows; the last one also as PTX for those to come.
 CUDA_ARCHS ?= 80 86 89 90 100 120
@@ -63,7 +63,7 @@ $(BUILD)/obj/emu/%.o: %
 $(LIB)/libdiffpak-cuda-emu.so: $(EMU_OBJ) $(CUDA_C_OBJ)
 	@mkdir -p $(@D)
 	$(call say,LD $@)
-	$(Q)$(CUDA_CXX) -shared $(LDFLAGS) $^ -lm -o $@
+	$(Q)$(CUDA_CXX) -shared $(if $(SAN),,-Wl$(comma)-z$(comma)defs) $(LDFLAGS) $^ -lm -o $@
 
 # Tests below the plugin, in C++: tests/test_cuda_*.cpp with the kernels of products and attention.
 ifneq ($(EMU_LIB),)

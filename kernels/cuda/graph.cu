@@ -55,6 +55,11 @@ static void hash_list(uint64_t key[2], const struct dpk_call *calls, size_t n,
                               loop->noise,  loop->ratio,   loop->latent,      loop->step,
                               loop->output, loop->repaint, loop->init_latent, loop->init_noise};
     for (size_t i = 0; i < sizeof pointers / sizeof *pointers; i++) mix_pointer(key, pointers[i]);
+    for (int i = 0; i < loop->n_gives; i++) {
+        mix_pointer(key, loop->give[i].to);
+        mix_pointer(key, loop->give[i].from);
+        mix(key, loop->give[i].n_bytes);
+    }
     uint32_t guidance[2];
     memcpy(&guidance[0], &loop->guidance, 4);
     memcpy(&guidance[1], &loop->rescale, 4);

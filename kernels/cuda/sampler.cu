@@ -33,6 +33,10 @@ __global__ void loop_before_kernel(struct dpk_loop loop, int64_t n) {
 
 int dpk_cuda_loop_before(struct dpk_cuda *cuda, const struct dpk_loop *loop, dpk_error *err) {
     const int64_t n = loop->one * loop->n_images;
+    for (int i = 0; i < loop->n_gives; i++)
+        DPK_CUDA_TRY(cudaMemcpyAsync(loop->give[i].to, loop->give[i].from, loop->give[i].n_bytes,
+                                     cudaMemcpyDeviceToDevice, cuda->stream),
+                     "loop", err);
     DPK_CUDA_TRY(
         DPK_LAUNCH(loop_before_kernel, grid_for(cuda, n), THREADS, 0, cuda->stream, *loop, n),
         "loop", err);

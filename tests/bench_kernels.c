@@ -3,7 +3,8 @@
  *   bench_kernels [--json] [--isa LEVEL] [--threads N] [--repeat N] [--only TEXT] [--types TEXT]
  *                 [--no-dot]
  *
- * Weights: f32, bf16, f16; w8a8 (int8, rows of x quantized by the operator), s8 and s4 (widened).
+ * Weights: f32, bf16, f16; w8a8 (int8, rows of x quantized by the operator), rows (int8, x made as
+ * quantized rows before), s8 and s4 (widened).
  * The last column is the speed as a multiple of that with bf16 weights, measured just before.
  * --no-dot leaves the dot products of bytes unused, as on machines that have none.
  * The peaks are those of kernels/cpu/peak.h. A shape's time is the least of its repeats; on one
@@ -98,13 +99,21 @@ struct types {
     const char *name;
     int x, w;
     uint32_t flags;
+    bool rows8; /* linears only */
 };
 static const struct types all_types[] = {
-    {"bf16", DPK_BF16, DPK_BF16, 0}, {"w8a8", DPK_BF16, DPK_S8, DPK_TENSOR_DYNAMIC},
-    {"s8", DPK_BF16, DPK_S8, 0},     {"s4", DPK_BF16, DPK_S4, 0},
-    {"bf16", DPK_F32, DPK_BF16, 0},  {"w8a8", DPK_F32, DPK_S8, DPK_TENSOR_DYNAMIC},
-    {"s8", DPK_F32, DPK_S8, 0},      {"s4", DPK_F32, DPK_S4, 0},
-    {"f32", DPK_F32, DPK_F32, 0},    {"f16", DPK_F32, DPK_F16, 0},
+    {"bf16", DPK_BF16, DPK_BF16, 0, false},
+    {"w8a8", DPK_BF16, DPK_S8, DPK_TENSOR_DYNAMIC, false},
+    {"rows", DPK_BF16, DPK_S8, DPK_TENSOR_DYNAMIC, true},
+    {"s8", DPK_BF16, DPK_S8, 0, false},
+    {"s4", DPK_BF16, DPK_S4, 0, false},
+    {"bf16", DPK_F32, DPK_BF16, 0, false},
+    {"w8a8", DPK_F32, DPK_S8, DPK_TENSOR_DYNAMIC, false},
+    {"rows", DPK_F32, DPK_S8, DPK_TENSOR_DYNAMIC, true},
+    {"s8", DPK_F32, DPK_S8, 0, false},
+    {"s4", DPK_F32, DPK_S4, 0, false},
+    {"f32", DPK_F32, DPK_F32, 0, false},
+    {"f16", DPK_F32, DPK_F16, 0, false},
 };
 
 /* An array for `bytes` bytes of panels and, of quantized ones, their companions. */
@@ -159,6 +168,23 @@ static double set_up(const struct bench *b, const struct types *types, struct dp
     return 2.0 * (double)results;
 }
 
+/* x as a layer norm makes it for the call's weight. */
+static int quantize_x(struct dpk_backend *be, struct dpk_call *call, dpk_error *err) {
+    struct dpk_op op = {.opcode = DPK_OP_layer_norm};
+    struct dpk_call norm = {.op = &op};
+    struct dpk_tensor *x = &call->in[DPK_IN(linear, x)];
+    ((struct dpk_layer_norm_attrs *)(void *)op.attr)->eps = 1e-5f;
+    norm.in[DPK_IN(layer_norm, x)] = norm.out = *x;
+    norm.out.rows8 = x->rows8 = call->wt[0].flags;
+    norm.out.data = aligned_alloc(64, (be->rows8_bytes(be, &norm) + 63) / 64 * 64);
+    norm.scratch = aligned_alloc(64, (be->scratch_bytes(be, &norm) + 64) / 64 * 64);
+    int rc = be->run(be, &norm, err);
+    free(norm.scratch);
+    free(x->data);
+    x->data = norm.out.data;
+    return rc;
+}
+
 static void free_call(struct dpk_call *call) {
     for (int i = 0; i < DPK_MAX_IN; i++) free(call->in[i].data);
     for (int i = 0; i < 2; i++) {
@@ -178,8 +204,8 @@ static int run_bench(struct dpk_backend *be, const struct bench *b, const struct
     struct dpk_call call;
     dpk_error err;
     double best = 1e9, flops = set_up(b, types, &op, &call);
+    int rc = types->rows8 ? quantize_x(be, &call, &err) : DPK_OK;
     size_t scratch = be->scratch_bytes(be, &call);
-    int rc = DPK_OK;
     double now = measure_peak(isa, types->flags ? DPK_S8 : types->x); /* clocks rise and fall */
     if (now > *peak) *peak = now;
     call.scratch = aligned_alloc(64, (scratch + 64) / 64 * 64);
@@ -244,6 +270,7 @@ static int run_level(int isa, bool *first) {
             if ((types->x == DPK_BF16) != (isa == DPK_ISA_AVX512BF16)) continue;
             if (opt.types && !listed(opt.types, types->name)) continue;
             if (types->w == DPK_S4 && benches[i].k % 32) continue;
+            if (types->rows8 && benches[i].opcode != DPK_OP_linear) continue;
             rc = run_bench(be, &benches[i], types, &peak[t], &plain, *first);
             *first = false;
         }

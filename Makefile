@@ -178,6 +178,28 @@ bench: $(BUILD)/tests/bench_kernels $(BUILD)/tests/bench_ops
 bench-peak: $(BUILD)/tests/bench_peak
 	$(BUILD)/tests/bench_peak
 
+# Other runtimes live in an environment of their own.
+.PHONY: bench-peers bench-pixels
+PEERS_DIR  ?= $(BUILD)/peers
+PEERS_VENV ?= $(PEERS_DIR)/venv
+PEERS_PACKAGES := torch diffusers transformers accelerate safetensors openvino nncf matplotlib
+$(PEERS_VENV)/ready:
+	python3 -m venv $(PEERS_VENV)
+	$(PEERS_VENV)/bin/pip install -q $(PEERS_PACKAGES)
+	-CMAKE_ARGS="-DGGML_NATIVE=ON -DGGML_LLAMAFILE=ON" $(PEERS_VENV)/bin/pip install -q \
+	    --no-binary stable-diffusion-cpp-python stable-diffusion-cpp-python
+	touch $@
+
+## bench-peers: beside OpenVINO, PyTorch and stable-diffusion.cpp at real sizes (ROWS=, PEERS=, PEERS_OPTIONS="--rounds 3 --threads 2")
+bench-peers: all $(BUILD)/tests/bench_peak $(PEERS_VENV)/ready
+	$(PEERS_VENV)/bin/python tests/bench_peers.py --build $(BUILD) --dir $(PEERS_DIR) \
+	    $(if $(ROWS),--rows $(ROWS)) $(if $(PEERS),--peers $(PEERS)) $(PEERS_OPTIONS)
+
+## bench-pixels: time of a step over 512 to 2048 pixels against the model's own count of operations (MODEL=FILE.dpk)
+bench-pixels: all
+	@[ -n "$(MODEL)" ] || { echo "want MODEL=FILE.dpk"; exit 1; }
+	python3 tests/bench_pixels.py $(MODEL) --build $(BUILD) --out $(BUILD)/pixels
+
 ## bench-real: the four real models from their configs with drawn weights: convert, count, one step, one decode
 bench-real: all
 	BUILD=$(BUILD) tests/bench_real.sh $(MODELS)

@@ -25,7 +25,8 @@ struct bench {
     struct dpk_cli_peaks peaks; /* with --profile */
     struct dpk_cli_trace trace; /* with --chrome-trace */
     struct dpk_cli_json j;
-    double load; /* seconds from the command's start until a program could run */
+    double began; /* dpk_cli_seconds */
+    double load;  /* seconds from there until a program could run */
     bool one_thread;
 };
 
@@ -35,6 +36,7 @@ struct timing {
     struct bench *bench;
     const struct dpk_plan_stage *stage;
     double first, best, best_cpu; /* seconds */
+    double since_start;           /* when the first run was done */
     double *best_op;              /* [n_ops], owned; then those of this run */
     double last;                  /* when the operator before ended */
 };
@@ -104,7 +106,7 @@ static void draw_text(struct dpk_job *job) {
 static void keep_best(struct timing *t, bool first, double took, double took_cpu) {
     uint32_t n = t->stage->program->n_ops;
     double *this_op = t->best_op + n;
-    if (first) t->first = took;
+    if (first) t->first = took, t->since_start = dpk_cli_seconds() - t->bench->began;
     if (first || took < t->best) t->best = took;
     if (first || took_cpu < t->best_cpu) t->best_cpu = took_cpu;
     for (uint32_t i = 0; i < n; i++)
@@ -153,6 +155,7 @@ static int print_program(struct bench *b, const char *name, const struct timing 
         dpk_cli_json_number(&b->j, "wall_ms", t->best * 1e3);
         dpk_cli_json_number(&b->j, "cpu_ms", t->best_cpu * 1e3);
         dpk_cli_json_number(&b->j, "first_ms", t->first * 1e3);
+        dpk_cli_json_number(&b->j, "since_start_ms", t->since_start * 1e3);
         dpk_cli_json_number(&b->j, "flops", total.cost.flops);
         if (b->q->profile) DPK_TRY(dpk_cli_profile_json(&profile, &b->j, err));
         dpk_cli_json_close(&b->j, '}');
@@ -218,8 +221,7 @@ static int bench(struct request *q, dpk_error *err) {
     static const char *const prompt[1] = {"a photograph of an astronaut riding a horse"};
     dpk_model *model = NULL;
     dpk_session *session = NULL;
-    struct bench b = {.q = q, .j = {stdout, false}};
-    const double began = dpk_cli_seconds();
+    struct bench b = {.q = q, .j = {stdout, false}, .began = dpk_cli_seconds()};
     q->params.prompts = prompt;
     DPK_TRY(dpk_model_open(&model, q->path, err));
     if (q->program && !dpk_file_program(dpk_cli_model_file(model), q->program))
@@ -229,7 +231,7 @@ static int bench(struct request *q, dpk_error *err) {
     DPK_TRY(dpk_job_begin(&b.plan.job, err));
     if (b.plan.encode.n_stages)
         DPK_TRY(dpk_session_take(session, &b.plan.encode, 0, "encode", err));
-    b.load = dpk_cli_seconds() - began;
+    b.load = dpk_cli_seconds() - b.began;
     b.one_thread = dpk_cli_threads(session->backend) == 1;
     if (q->profile) b.peaks = dpk_cli_peaks_measure(session->backend);
     if (q->trace_path) DPK_TRY(dpk_cli_trace_start(&b.trace, session->backend, err));

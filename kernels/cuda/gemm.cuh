@@ -204,7 +204,7 @@ __global__ void __launch_bounds__(Tile::THREADS, LoadA<Tile::BM, Tile::THREADS>:
 
 /* Add the splits, then the epilogue: a thread a unit. */
 template <class Acc, bool GLU>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 2)
     dpk_gemm_add_splits(const dpk_gemm_shape s, const dpk_epilogue_args e) {
     enum { W = GLU ? 16 : 8 };
     int units = (e.n + 7) / 8;

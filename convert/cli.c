@@ -1,19 +1,15 @@
 /* diffpak-convert: the command line. */
+#include "../formats/tool.h"
 #include "conversion.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
-#include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
-#include <unistd.h>
-
-enum { GOOD = 0, FAILED = 1, USAGE = 2 }; /* exit statuses */
 
 static const char help[] =
     "diffpak-convert SOURCE -o OUT.dpk [options]\n"
@@ -49,119 +45,73 @@ struct arguments {
     bool quiet, json;
 };
 
-static int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static int usage(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fputs("diffpak-convert: ", stderr);
-    vfprintf(stderr, format, args);
-    fputs(" (see diffpak-convert --help)\n", stderr);
-    va_end(args);
-    return USAGE;
-}
+static const struct dpk_tool tool = {.name = "diffpak-convert", .help = help};
 
-static int set_dtype(struct arguments *a, const char *value) {
+static int set_dtype(void *arg, const char *option, const char *value) {
+    struct arguments *a = arg;
     static const int types[] = {DPK_BF16, DPK_F16, DPK_F32};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++)
-        if (strcmp(value, dpk_dtype_name(types[i])) == 0) return a->convert.dtype = types[i], GOOD;
-    return usage("--dtype %s: want bf16, f16 or f32", value);
+        if (strcmp(value, dpk_dtype_name(types[i])) == 0)
+            return a->convert.dtype = types[i], DPK_TOOL_GOOD;
+    return dpk_tool_usage(&tool, "%s %s: want bf16, f16 or f32", option, value);
 }
 
-static int set_seed(struct arguments *a, const char *value) {
+static int set_seed(void *arg, const char *option, const char *value) {
+    struct arguments *a = arg;
     char *end;
     errno = 0;
     a->convert.seed = strtoull(value, &end, 0);
     a->convert.random = true;
-    if (value[0] >= '0' && value[0] <= '9' && !*end && errno == 0) return GOOD;
-    return usage("--random-weights %s: want a whole number", value);
+    if (value[0] >= '0' && value[0] <= '9' && !*end && errno == 0) return DPK_TOOL_GOOD;
+    return dpk_tool_usage(&tool, "%s %s: want a whole number", option, value);
 }
 
 /* FILE or FILE:SCALE; a colon that no number follows belongs to the name. */
-static int add_lora(struct arguments *a, const char *value) {
+static int add_lora(void *arg, const char *option, const char *value) {
+    struct arguments *a = arg;
     const int i = a->convert.n_loras;
     const char *colon = strrchr(value, ':');
     char *end;
-    if (i == MAX_LORAS) return usage("--lora: more than %d", MAX_LORAS);
+    if (i == MAX_LORAS) return dpk_tool_usage(&tool, "%s: more than %d", option, MAX_LORAS);
     char *path = strdup(value);
-    if (!path) return usage("out of memory");
+    if (!path) return dpk_tool_usage(&tool, "out of memory");
     a->lora_paths[i] = path;
     a->loras[i] = (struct dpk_lora_file){.path = path, .scale = 1.0};
     a->convert.n_loras = i + 1;
     if (!colon || !colon[1] || strspn(colon + 1, "+-.0123456789eE") != strlen(colon + 1))
-        return GOOD;
+        return DPK_TOOL_GOOD;
     a->loras[i].scale = strtod(colon + 1, &end);
     if (*end || !isfinite(a->loras[i].scale))
-        return usage("--lora %s: want FILE or FILE:SCALE", value);
+        return dpk_tool_usage(&tool, "%s %s: want FILE or FILE:SCALE", option, value);
     path[colon - value] = 0;
-    return GOOD;
+    return DPK_TOOL_GOOD;
 }
 
-static int set_value(struct arguments *a, const char *option, const char *value) {
-    if (strcmp(option, "--lora") == 0) return add_lora(a, value);
-    if (strcmp(option, "--dtype") == 0) return set_dtype(a, value);
-    if (strcmp(option, "--random-weights") == 0) return set_seed(a, value);
-    if (strcmp(option, "--variant") == 0) a->convert.variant = value;
-    else if (strcmp(option, "--vae") == 0) a->convert.vae = value;
-    else if (strcmp(option, "--config") == 0) a->convert.configs = value;
-    else a->output = value;
-    return GOOD;
-}
-
-/* The name of an option that takes a value, or NULL. *value is set if it stands in the same
- * argument ("--dtype=f16"). */
-static const char *valued_option(const char *arg, const char **value) {
-    static const char *const names[] = {"-o",    "--output", "--dtype",  "--variant",
-                                        "--vae", "--lora",   "--config", "--random-weights",
-                                        NULL};
-    *value = NULL;
-    for (int i = 0; names[i]; i++) {
-        const size_t n = strlen(names[i]);
-        if (strncmp(arg, names[i], n) != 0) continue;
-        if (arg[n] == '=' && i > 0) *value = arg + n + 1;
-        if (!arg[n] || *value) return names[i];
-    }
-    return NULL;
-}
-
-static int parse(int argc, char **argv, struct arguments *a) {
-    bool options = true;
-    for (int i = 1; i < argc; i++) {
-        const char *arg = argv[i], *value;
-        if (!options || arg[0] != '-' || !arg[1]) {
-            if (a->convert.source) return usage("one argument too many: %s", arg);
-            a->convert.source = arg;
-        } else if (strcmp(arg, "--") == 0) {
-            options = false;
-        } else if (strcmp(arg, "-q") == 0 || strcmp(arg, "--quiet") == 0) {
-            a->quiet = true;
-        } else if (strcmp(arg, "--json") == 0) {
-            a->json = true;
-        } else if (strcmp(arg, "--ema") == 0) {
-            a->convert.ema = true;
-        } else if (strcmp(arg, "--lora-partial") == 0) {
-            a->lora_partial = true;
-        } else {
-            const char *option = valued_option(arg, &value);
-            if (!option) return usage("unknown option %s", arg);
-            if (!value && i + 1 == argc) return usage("%s needs a value", arg);
-            if (set_value(a, option, value ? value : argv[++i]) != GOOD) return USAGE;
-        }
-    }
-    if (!a->convert.source) return usage("SOURCE is missing");
-    if (!a->output) return usage("-o OUT.dpk is missing");
+static int parse(int argc, char **argv, struct arguments *a, bool *done) {
+    const struct dpk_tool_option options[] = {
+        {.name = "--output", .letter = "-o", .text = &a->output},
+        {.name = "--dtype", .set = set_dtype, .arg = a},
+        {.name = "--variant", .text = &a->convert.variant},
+        {.name = "--vae", .text = &a->convert.vae},
+        {.name = "--lora", .set = add_lora, .arg = a},
+        {.name = "--lora-partial", .flag = &a->lora_partial},
+        {.name = "--config", .text = &a->convert.configs},
+        {.name = "--ema", .flag = &a->convert.ema},
+        {.name = "--random-weights", .set = set_seed, .arg = a},
+        {.name = "--quiet", .letter = "-q", .flag = &a->quiet},
+        {.name = "--json", .flag = &a->json},
+    };
+    const int status = dpk_tool_parse(&tool, options, sizeof options / sizeof *options, argc, argv,
+                                      &a->convert.source, done);
+    if (status != DPK_TOOL_GOOD || *done) return status;
+    if (!a->convert.source) return dpk_tool_usage(&tool, "SOURCE is missing");
+    if (!a->output) return dpk_tool_usage(&tool, "-o OUT.dpk is missing");
     for (int i = 0; i < a->convert.n_loras; i++) a->loras[i].partial = a->lora_partial;
     a->convert.loras = a->loras;
-    return GOOD;
+    return DPK_TOOL_GOOD;
 }
 
 /* ---- Progress -------------------------------------------------------------------------------- */
-
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int number) {
-    (void)number;
-    interrupted = 1;
-}
 
 static double seconds(void) {
     struct timespec t;
@@ -169,29 +119,21 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-struct bar {
-    bool on;
-    int shown; /* thousandths */
+struct progress {
+    struct dpk_tool_bar bar;
     double started;
 };
 
 static int show_progress(void *arg, uint64_t done, uint64_t total) {
-    enum { WIDTH = 40 };
-    struct bar *bar = arg;
-    const int now = (int)((double)done * 1000.0 / (double)total);
-    if (bar->on && now != bar->shown) {
-        const double s = seconds() - bar->started;
-        const double mb_per_s = s > 0 ? (double)done / 1e6 / s : 0.0;
-        char line[WIDTH + 1];
-        memset(line, '.', WIDTH);
-        memset(line, '#', (size_t)(now * WIDTH / 1000));
-        line[WIDTH] = 0;
-        bar->shown = now;
-        fprintf(stderr, "\r[%s] %3d %%  %7.1f MB  %6.0f MB/s", line, now / 10, (double)done / 1e6,
-                mb_per_s);
-        fflush(stderr);
-    }
-    return interrupted;
+    struct progress *p = arg;
+    const double s = seconds() - p->started, mb = (double)done / 1e6;
+    char what[96];
+    snprintf(what, sizeof what, "converting, %.1f of %.1f MB, %.0f MB/s", mb, (double)total / 1e6,
+             s > 0 ? mb / s : 0.0);
+    /* A line a percent: the rest of the line changes with every piece. */
+    const double fraction = total ? (double)done / (double)total : 1.0;
+    if ((int)(fraction * 100) != p->bar.percent) dpk_tool_bar_show(&p->bar, what, fraction);
+    return dpk_tool_interrupted();
 }
 
 /* ---- Summary --------------------------------------------------------------------------------- */
@@ -232,41 +174,25 @@ static void print_summary(const struct arguments *a, const struct dpk_conversion
 static int convert(const struct arguments *a) {
     struct dpk_conversion *c = NULL;
     dpk_error err;
-    struct bar bar = {.on = !a->quiet && isatty(2), .shown = -1, .started = seconds()};
+    struct progress p = {dpk_tool_bar_make(a->quiet), seconds()};
     int rc = dpk_conversion_open(&c, &a->convert, &err);
     if (rc == DPK_OK)
-        rc = dpk_builder_write(dpk_conversion_builder(c), a->output, 0, show_progress, &bar, &err);
-    if (bar.shown >= 0) fprintf(stderr, "\r\x1b[K");
+        rc = dpk_builder_write(dpk_conversion_builder(c), a->output, 0, show_progress, &p, &err);
+    dpk_tool_bar_clear(&p.bar);
     if (rc != DPK_OK) fprintf(stderr, "diffpak-convert: %s\n", err.msg);
-    else if (!a->quiet || a->json) print_summary(a, c, seconds() - bar.started);
+    else if (!a->quiet || a->json) print_summary(a, c, seconds() - p.started);
     dpk_conversion_close(c);
-    return rc == DPK_OK ? GOOD : FAILED;
+    return rc == DPK_OK ? DPK_TOOL_GOOD : DPK_TOOL_FAILED;
 }
 
 int main(int argc, char **argv) {
     struct arguments a = {.convert = {.dtype = DPK_BF16}};
-    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            fputs(help, stdout);
-            return GOOD;
-        }
-        if (strcmp(argv[i], "--version") == 0) {
-            printf("diffpak-convert %s\n", DPK_CONVERT_VERSION);
-            return GOOD;
-        }
+    bool done;
+    int status = parse(argc, argv, &a, &done);
+    if (status == DPK_TOOL_GOOD && !done) {
+        dpk_tool_catch_signals();
+        status = convert(&a);
     }
-    int status = parse(argc, argv, &a);
-    if (status != GOOD) goto done;
-    const struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGXFSZ, SIG_IGN); /* a size limit is an error of write() */
-    status = convert(&a);
-    if (fflush(stdout) != 0 || ferror(stdout)) {
-        fputs("diffpak-convert: standard output could not be written\n", stderr);
-        status = FAILED;
-    }
-done:
     for (int i = 0; i < a.convert.n_loras; i++) free(a.lora_paths[i]);
-    return status;
+    return dpk_tool_finish(&tool, status);
 }

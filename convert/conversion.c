@@ -3,6 +3,7 @@
 #include "pack_tokenizer.h"
 
 #include "../formats/fail.h"
+#include "../formats/version.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -292,7 +293,7 @@ static int build(struct dpk_conversion *c, dpk_error *err) {
     add_name(c);
     dpk_builder_meta(b, "model.class", "%s", c->class_name);
     dpk_builder_meta(b, "model.family", "%s", pipeline->family);
-    dpk_builder_meta(b, "convert.version", "%s", DPK_CONVERT_VERSION);
+    dpk_builder_meta(b, "convert.version", "%s", DPK_PROJECT_VERSION);
     dpk_builder_meta(b, "convert.dtype", "%s", dpk_dtype_name(o->dtype));
     if (o->variant) dpk_builder_meta(b, "convert.variant", "%s", o->variant);
     if (o->random) dpk_builder_meta(b, "convert.random_seed", "%" PRIu64, o->seed);

@@ -6,8 +6,6 @@
 #include "builder.h"
 #include "lora.h"
 
-#define DPK_CONVERT_VERSION "0.1.0"
-
 struct dpk_convert_options {
     const char *source;  /* a folder, an archive of one, or a checkpoint in one file */
     const char *variant; /* "fp16"; NULL: none */

@@ -1,18 +1,12 @@
 /* diffpak-quantize: the command line. */
 #include "../formats/fail.h"
+#include "../formats/tool.h"
 #include "../runtime/session.h"
 #include "card.h"
 
-#include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
-
-#define VERSION "0.1.0"
-
-enum { GOOD = 0, FAILED = 1, USAGE = 2 }; /* exit statuses */
 
 static const char help[] =
     "diffpak-quantize IN.dpk -o OUT.dpk --scheme SCHEME [options]\n"
@@ -66,16 +60,7 @@ struct arguments {
     bool has_scheme, dry_run, json, quiet, sensitivity;
 };
 
-static int usage(const char *format, ...) __attribute__((format(printf, 1, 2)));
-static int usage(const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    fputs("diffpak-quantize: ", stderr);
-    vfprintf(stderr, format, args);
-    fputs(" (see diffpak-quantize --help)\n", stderr);
-    va_end(args);
-    return USAGE;
-}
+static const struct dpk_tool tool = {.name = "diffpak-quantize", .help = help};
 
 /* ---- Arguments ------------------------------------------------------------------------------- */
 
@@ -84,7 +69,8 @@ static bool ends_in(const char *s, const char *end) {
     return n > m && strcmp(s + n - m, end) == 0;
 }
 
-static int set_number(struct arguments *a, const char *option, const char *value) {
+static int set_number(void *arg, const char *option, const char *value) {
+    struct arguments *a = arg;
     const struct {
         const char *name;
         double *to, low, high;
@@ -99,67 +85,55 @@ static int set_number(struct arguments *a, const char *option, const char *value
         const char *end = dpk_parse_number(value, &v);
         if (!end || *end || !(v >= numbers[i].low && v <= numbers[i].high) ||
             (numbers[i].whole && v != (double)(int64_t)v))
-            return usage("%s %.40s: want a %snumber from %g to %g", option, value,
-                         numbers[i].whole ? "whole " : "", numbers[i].low, numbers[i].high);
+            return dpk_tool_usage(&tool, "%s %.40s: want a %snumber from %g to %g", option, value,
+                                  numbers[i].whole ? "whole " : "", numbers[i].low,
+                                  numbers[i].high);
         *numbers[i].to = v;
     }
-    return GOOD;
+    return DPK_TOOL_GOOD;
 }
 
-static int set_value(struct arguments *a, const char *option, const char *value) {
+static int set_scheme(void *arg, const char *option, const char *value) {
+    struct arguments *a = arg;
+    dpk_error err;
+    (void)option;
+    if (dpk_scheme_parse(&a->scheme, value, &err) != DPK_OK)
+        return dpk_tool_usage(&tool, "%s", err.msg);
+    a->has_scheme = true;
+    return DPK_TOOL_GOOD;
+}
+
+static int set_convention(void *arg, const char *option, const char *value) {
+    static const int all[] = {DPK_CONVENTION_DIFFUSION_FAST, DPK_CONVENTION_TORCHAO};
+    struct arguments *a = arg;
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+        if (strcmp(value, dpk_convention_name(all[i])) != 0) continue;
+        a->scheme.convention = all[i];
+        return DPK_TOOL_GOOD;
+    }
+    return dpk_tool_usage(&tool, "%s %s: want diffusion-fast or torchao", option, value);
+}
+
+static int add_report(void *arg, const char *option, const char *value) {
+    struct arguments *a = arg;
+    if (!ends_in(value, ".json") && !ends_in(value, ".html"))
+        return dpk_tool_usage(&tool, "%s %s: want a name that ends in .json or .html", option,
+                              value);
+    if (a->n_reports == MAX_REPORTS)
+        return dpk_tool_usage(&tool, "%s: %d at most", option, (int)MAX_REPORTS);
+    a->report[a->n_reports++] = value;
+    return DPK_TOOL_GOOD;
+}
+
+static int set_budget(void *arg, const char *option, const char *value) {
+    struct arguments *a = arg;
     struct dpk_budget budget;
     dpk_error err;
-    if (strcmp(option, "--scheme") == 0) {
-        if (dpk_scheme_parse(&a->scheme, value, &err) != DPK_OK) return usage("%s", err.msg);
-        a->has_scheme = true;
-    } else if (strcmp(option, "--convention") == 0) {
-        if (strcmp(value, "torchao") == 0) a->scheme.convention = DPK_CONVENTION_TORCHAO;
-        else if (strcmp(value, "diffusion-fast") == 0)
-            a->scheme.convention = DPK_CONVENTION_DIFFUSION_FAST;
-        else return usage("--convention %s: want diffusion-fast or torchao", value);
-    } else if (strcmp(option, "--filter") == 0) {
-        a->filter = value;
-    } else if (strcmp(option, "--report") == 0) {
-        if (!ends_in(value, ".json") && !ends_in(value, ".html"))
-            return usage("--report %s: want a name that ends in .json or .html", value);
-        if (a->n_reports == MAX_REPORTS) return usage("--report: %d at most", (int)MAX_REPORTS);
-        a->report[a->n_reports++] = value;
-    } else if (strcmp(option, "--budget") == 0) {
-        if (dpk_budget_parse(&budget, value, &err) != DPK_OK) return usage("%s", err.msg);
-        a->budget = value;
-    } else if (strcmp(option, "--prompts") == 0) {
-        a->prompts = value;
-    } else if (strcmp(option, "-o") == 0 || strcmp(option, "--output") == 0) {
-        a->output = value;
-    } else {
-        return set_number(a, option, value);
-    }
-    return GOOD;
-}
-
-static bool *flag(struct arguments *a, const char *arg) {
-    if (strcmp(arg, "--dry-run") == 0) return &a->dry_run;
-    if (strcmp(arg, "--json") == 0) return &a->json;
-    if (strcmp(arg, "--convs") == 0) return &a->scheme.convs;
-    if (strcmp(arg, "--sensitivity") == 0) return &a->sensitivity;
-    if (strcmp(arg, "-q") == 0 || strcmp(arg, "--quiet") == 0) return &a->quiet;
-    return NULL;
-}
-
-/* The name of an option that takes a value, or NULL. *value is set if it stands in the same
- * argument ("--scheme=int8-weight"). */
-static const char *valued_option(const char *arg, const char **value) {
-    static const char *const names[] = {"-o",           "--output",    "--scheme", "--filter",
-                                        "--convention", "--report",    "--budget", "--prompts",
-                                        "--steps",      "--max-error", "--size",   "--threads"};
-    *value = NULL;
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        const size_t n = strlen(names[i]);
-        if (strncmp(arg, names[i], n) != 0) continue;
-        if (arg[n] == '=' && i > 0) *value = arg + n + 1;
-        if (!arg[n] || *value) return names[i];
-    }
-    return NULL;
+    (void)option;
+    if (dpk_budget_parse(&budget, value, &err) != DPK_OK)
+        return dpk_tool_usage(&tool, "%s", err.msg);
+    a->budget = value;
+    return DPK_TOOL_GOOD;
 }
 
 /* Must the model be run? */
@@ -167,65 +141,48 @@ static bool measures(const struct arguments *a) {
     return a->n_reports || a->max_error >= 0 || a->sensitivity || a->budget;
 }
 
-static int parse(int argc, char **argv, struct arguments *a) {
-    bool options = true;
-    for (int i = 1; i < argc; i++) {
-        const char *arg = argv[i], *value;
-        if (!options || arg[0] != '-' || !arg[1]) {
-            if (a->input) return usage("one argument too many: %s", arg);
-            a->input = arg;
-        } else if (strcmp(arg, "--") == 0) {
-            options = false;
-        } else if (flag(a, arg)) {
-            *flag(a, arg) = true;
-        } else {
-            const char *option = valued_option(arg, &value);
-            if (!option) return usage("unknown option %s", arg);
-            if (!value && i + 1 == argc) return usage("%s needs a value", arg);
-            if (set_value(a, option, value ? value : argv[++i]) != GOOD) return USAGE;
-        }
-    }
-    if (!a->input) return usage("IN.dpk is missing");
-    if (!a->output && !a->dry_run) return usage("-o OUT.dpk is missing");
-    if (!a->has_scheme && (!a->dry_run || measures(a))) return usage("--scheme is missing");
-    return GOOD;
+static int parse(int argc, char **argv, struct arguments *a, bool *done) {
+    const struct dpk_tool_option options[] = {
+        {.name = "--output", .letter = "-o", .text = &a->output},
+        {.name = "--scheme", .set = set_scheme, .arg = a},
+        {.name = "--filter", .text = &a->filter},
+        {.name = "--convs", .flag = &a->scheme.convs},
+        {.name = "--convention", .set = set_convention, .arg = a},
+        {.name = "--dry-run", .flag = &a->dry_run},
+        {.name = "--json", .flag = &a->json},
+        {.name = "--quiet", .letter = "-q", .flag = &a->quiet},
+        {.name = "--report", .set = add_report, .arg = a},
+        {.name = "--max-error", .set = set_number, .arg = a},
+        {.name = "--sensitivity", .flag = &a->sensitivity},
+        {.name = "--budget", .set = set_budget, .arg = a},
+        {.name = "--prompts", .text = &a->prompts},
+        {.name = "--steps", .set = set_number, .arg = a},
+        {.name = "--size", .set = set_number, .arg = a},
+        {.name = "--threads", .set = set_number, .arg = a},
+    };
+    const int status = dpk_tool_parse(&tool, options, sizeof options / sizeof *options, argc, argv,
+                                      &a->input, done);
+    if (status != DPK_TOOL_GOOD || *done) return status;
+    if (!a->input) return dpk_tool_usage(&tool, "IN.dpk is missing");
+    if (!a->output && !a->dry_run) return dpk_tool_usage(&tool, "-o OUT.dpk is missing");
+    if (!a->has_scheme && (!a->dry_run || measures(a)))
+        return dpk_tool_usage(&tool, "--scheme is missing");
+    return DPK_TOOL_GOOD;
 }
 
 /* ---- Progress -------------------------------------------------------------------------------- */
-
-static volatile sig_atomic_t interrupted;
-
-static void on_signal(int number) {
-    (void)number;
-    interrupted = 1;
-}
-
-struct bar {
-    bool on, shown;
-    int percent;
-    char what[160];
-};
-
-static void show(struct bar *bar, const char *what, int percent) {
-    if (!bar->on || (percent == bar->percent && strcmp(what, bar->what) == 0)) return;
-    fprintf(stderr, "\r\x1b[K%3d %%  %s", percent, what);
-    fflush(stderr);
-    snprintf(bar->what, sizeof bar->what, "%s", what);
-    bar->percent = percent;
-    bar->shown = true;
-}
 
 static int show_writing(void *arg, uint64_t done, uint64_t total) {
     char what[64];
     snprintf(what, sizeof what, "quantizing, %.1f of %.1f MB", (double)done / 1e6,
              (double)total / 1e6);
-    show(arg, what, total ? (int)((double)done * 100.0 / (double)total) : 100);
-    return interrupted;
+    dpk_tool_bar_show(arg, what, total ? (double)done / (double)total : 1.0);
+    return dpk_tool_interrupted();
 }
 
 static int show_measuring(void *arg, const char *what, double fraction) {
-    show(arg, what, (int)(fraction * 100));
-    return interrupted;
+    dpk_tool_bar_show(arg, what, fraction);
+    return dpk_tool_interrupted();
 }
 
 /* ---- The work -------------------------------------------------------------------------------- */
@@ -242,7 +199,7 @@ static void print_results(const struct arguments *a, const struct dpk_card *c) {
 static int run(const struct arguments *a, const struct dpk_file *f, const struct dpk_filter *filter,
                const struct dpk_prompts *prompts, dpk_error *err) {
     struct dpk_card card = {0};
-    struct bar bar = {.on = !a->quiet && isatty(2), .percent = -1};
+    struct dpk_tool_bar bar = dpk_tool_bar_make(a->quiet);
     const struct dpk_card_options options = {.input = a->input,
                                              .output = a->dry_run ? NULL : a->output,
                                              .scheme = &a->scheme,
@@ -261,7 +218,7 @@ static int run(const struct arguments *a, const struct dpk_file *f, const struct
                                              .progress = show_writing,
                                              .progress_arg = &bar};
     int rc = dpk_card_make(&card, f, &options, err);
-    if (bar.shown) fputs("\r\x1b[K", stderr);
+    dpk_tool_bar_clear(&bar);
     if (rc != DPK_OK) goto done;
     for (int i = 0; i < a->n_reports; i++)
         DPK_TRY(dpk_report_write(a->report[i], &card.subject, &card.layers, err));
@@ -286,28 +243,16 @@ done:
     dpk_filter_free(filter);
     dpk_prompts_free(&prompts);
     dpk_file_close(&f);
-    return rc == DPK_OK ? GOOD : FAILED;
+    return rc == DPK_OK ? DPK_TOOL_GOOD : DPK_TOOL_FAILED;
 }
 
 int main(int argc, char **argv) {
     struct arguments a = {.filter = "diffusion-fast", .prompts = "2", .steps = 8, .max_error = -1};
-    for (int i = 1; i < argc && strcmp(argv[i], "--") != 0; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            fputs(help, stdout);
-            return GOOD;
-        }
-        if (strcmp(argv[i], "--version") == 0) {
-            puts("diffpak-quantize " VERSION);
-            return GOOD;
-        }
+    bool done;
+    int status = parse(argc, argv, &a, &done);
+    if (status == DPK_TOOL_GOOD && !done) {
+        dpk_tool_catch_signals();
+        status = quantize(&a);
     }
-    if (parse(argc, argv, &a) != GOOD) return USAGE;
-    const struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    signal(SIGXFSZ, SIG_IGN); /* a size limit is an error of write() */
-    const int status = quantize(&a);
-    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
-    fputs("diffpak-quantize: standard output could not be written\n", stderr);
-    return FAILED;
+    return dpk_tool_finish(&tool, status);
 }

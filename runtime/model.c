@@ -3,6 +3,7 @@
 #include "random.h"
 
 #include "../formats/fail.h"
+#include "../formats/version.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -15,7 +16,7 @@ _Static_assert((int)DPK_ARRAY_F32 == (int)DPK_F32 && (int)DPK_ARRAY_BF16 == (int
 _Static_assert((int)DPK_RNG_CPU == (int)DPK_RANDOM_CPU && (int)DPK_RNG_CUDA == (int)DPK_RANDOM_CUDA,
                "the public generators are enum dpk_random_kind's");
 
-const char *dpk_version(void) { return "0.1.0"; }
+const char *dpk_version(void) { return DPK_PROJECT_VERSION; }
 
 int dpk_model_open(dpk_model **model, const char *path, dpk_error *err) {
     return dpk_model_open_with(model, path, NULL, err);

@@ -8,7 +8,7 @@ DATADIR ?= $(PREFIX)/share
 INSTALL ?= install
 PACKAGE := runtime/package
 
-VERSION   := $(shell sed -n 's/.*dpk_version.*return "\(.*\)".*/\1/p' runtime/model.c)
+VERSION   := $(shell sed -n 's/.*DPK_PROJECT_VERSION "\(.*\)".*/\1/p' formats/version.h)
 SOVERSION := $(firstword $(subst ., ,$(VERSION)))
 PROGRAMS  := diffpak diffpak-convert $(if $(wildcard quantize/cli.c),diffpak-quantize)
 # From lib/cmake/diffpak to the prefix.

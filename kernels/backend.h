@@ -46,6 +46,14 @@ struct dpk_call {
     void *scratch; /* scratch_bytes of it, 64-byte aligned, contents undefined */
 };
 
+/* Rows of a map [B,H,W,C], counted through all of its images. They are of one image, and begin and
+ * end at multiples of DPK_ROWS_STEP in it, or end with it. */
+enum { DPK_ROWS_STEP = 4 };
+struct dpk_rows {
+    int64_t first, end;
+    bool measure; /* group_norm: take the statistics of these rows, make nothing */
+};
+
 struct dpk_backend {
     const char *name;   /* "cpu", "cuda" */
     const char *detail; /* for people: instruction set or device, e.g. "avx512bf16, 2 threads" */
@@ -83,6 +91,18 @@ struct dpk_backend {
     uint64_t (*rows8_bytes)(const struct dpk_backend *be, const struct dpk_call *call);
     /* Run, or queue, one operator. Allocates nothing. Shapes were checked by dpk_op_shape. */
     int (*run)(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err);
+
+    /* ---- Rows of an operator. NULL where there is no such thing. ----
+     * For devices whose memory the host can address. The call is that of the whole map; data of
+     * maps is where their row 0 would be, but only those rows are there that the rows asked for
+     * need and are. Results are the same bits as run()'s.
+     * group_norm wants all rows of an image measured, in order, before it makes one, and its
+     * scratch (scratch_bytes) left alone meanwhile. Scratch of the others is *bytes, for as many
+     * rows as these; false: this call can only run as a whole. */
+    bool (*rows_scratch)(const struct dpk_backend *be, const struct dpk_call *call,
+                         const struct dpk_rows *rows, size_t *bytes);
+    int (*run_rows)(struct dpk_backend *be, const struct dpk_call *call,
+                    const struct dpk_rows *rows, dpk_error *err);
 
     /* ---- Devices that work while the host goes on. NULL where run() is done when it returns. ----
      * Queue all of a list of calls, and around them the loop's own arithmetic if `loop` is not

@@ -26,6 +26,7 @@ int dpk_side_open(struct dpk_side *s, const char *path, int threads, dpk_error *
     o.threads = threads;
     DPK_TRY(dpk_model_open(&s->model, path, err));
     DPK_TRY(dpk_session_create(&s->session, s->model, &o, err));
+    s->session->whole_maps = true; /* results are looked at, operators run once more */
 done:
     if (rc != DPK_OK) dpk_side_close(s);
     return rc;

@@ -60,6 +60,7 @@ int dpk_probe_make(struct dpk_probe *p, const struct dpk_plan *before, const str
                    const uint32_t *layer_of, struct dpk_measure_layer *layer, dpk_error *err);
 void dpk_probe_free(struct dpk_probe *p);
 /* For struct dpk_exec_hook; arg is the probe. */
-int dpk_probe_after(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op);
+int dpk_probe_after(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op,
+                    double share);
 
 #endif

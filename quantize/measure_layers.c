@@ -89,9 +89,11 @@ done:
     return rc;
 }
 
-int dpk_probe_after(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op) {
+int dpk_probe_after(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op,
+                    double share) {
     struct dpk_probe *p = arg;
     const struct dpk_call *other;
+    (void)share; /* plans of sessions with whole maps: 1 */
     if (!is_probed(p, plan, stage, op, &other)) return 0;
     const uint32_t weight = dpk_side_weight(&plan->stages[stage].program->ops[op]);
     p->rc = compare(p, plan, &plan->stages[stage].calls[op], other, &p->layer[p->layer_of[weight]]);

@@ -52,8 +52,9 @@ static double operator_clock(const struct bench *b) {
     return b->one_thread ? cpu_seconds() : dpk_cli_seconds();
 }
 
-static int after_operator(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op) {
-    (void)plan, (void)stage;
+static int after_operator(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op,
+                          double share) {
+    (void)plan, (void)stage, (void)share;
     struct timing *t = arg;
     t->best_op[t->stage->program->n_ops + op] += operator_clock(t->bench) - t->last;
     if (t->bench->q->trace_path) dpk_cli_trace_operator(&t->bench->trace, op);

@@ -83,7 +83,7 @@ static int plan_run(struct run *r, const dpk_array *in, size_t n_in, dpk_error *
     dpk_plan_init(&r->plan, r->session->backend, &r->session->model->file, r->session->act_dtype);
     DPK_TRY(add_stages(r, err));
     DPK_TRY(check_used(r, in, n_in, err));
-    DPK_TRY(dpk_plan_place(&r->plan, err));
+    DPK_TRY(dpk_session_fit(r->session, &r->plan, 0, err));
     dpk_session_page(r->session, &r->plan, DPK_NONE);
     DPK_TRY(dpk_session_take(r->session, &r->plan, 0, r->component, err));
 done:

@@ -98,10 +98,12 @@ typedef struct dpk_session_options {
     const char *isa; /* CPU: "ref", "avx2", ...; NULL: DPK_ISA in the environment, or the best */
     int threads;     /* CPU: 0 is one a core that the process may use */
     int act_dtype;   /* 0: the backend's choice; DPK_ARRAY_F32 or DPK_ARRAY_BF16 to force one */
-    /* Bytes for arena and host buffers, without the weights; 0: none. With a limit, the CPU also
-     * lets go of the pages of weights that are used once an image (text encoders, autoencoder) as
-     * soon as their operator is done, and asks for the next operator's ahead: of these, little
-     * more than the largest weight is resident at a time. */
+    /* Bytes for arena and host buffers, without the weights; 0: none. With a limit, the CPU runs
+     * operators on large maps a few rows at a time, and makes some rows again, as far as it takes;
+     * pictures stay the same bit by bit. It also lets go of the pages of weights that are used once
+     * an image (text encoders, autoencoder) as soon as their operator is done, and asks for the
+     * next operator's ahead: of these, little more than the largest weight is resident at a
+     * time. */
     uint64_t memory_limit;
 } dpk_session_options;
 
@@ -239,7 +241,8 @@ typedef struct dpk_info {
 } dpk_info;
 
 /* Plan a run without running it; no memory is taken for it. prompts may be NULL: then n_prompts of
- * any text. The memory limit is not applied. Returns as dpk_generate. */
+ * any text. With a memory limit, this is the plan that the limit makes, or, where it cannot be met,
+ * the least that a run takes. Returns as dpk_generate. */
 DPK_API int dpk_session_plan(dpk_session *session, const dpk_params *params, dpk_info *info,
                              dpk_error *err);
 

@@ -4,6 +4,7 @@
  * and the scratch of the operator that runs: an operator that strays from them is found at once. */
 #include "exec.h"
 #include "paging.h"
+#include "walk.h"
 
 #include "../formats/fail.h"
 
@@ -41,6 +42,12 @@ static void guard_open(const void *data, uint64_t bytes) { (void)data, (void)byt
 
 static void *value_data(const struct dpk_plan *plan, const struct dpk_plan_value *v) {
     return (uint8_t *)plan->arena + plan->blocks[v->block].offset;
+}
+
+/* Bytes that operators may touch: of a stream, the window. */
+static uint64_t value_room(const struct dpk_plan *plan, const struct dpk_plan_value *v) {
+    uint64_t room = plan->blocks[v->block].bytes;
+    return room < v->bytes ? room : v->bytes;
 }
 
 static int check_numbers(const struct dpk_plan *plan, const struct dpk_plan_stage *s,
@@ -87,31 +94,103 @@ done:
     return rc;
 }
 
+/* A run of a stage. */
+struct run {
+    const struct dpk_plan *plan;
+    const struct dpk_plan_stage *stage;
+    uint32_t number; /* of the stage */
+    const struct dpk_exec_hook *hook;
+};
+
+static int tell(const struct run *r, uint32_t op, double share, dpk_error *err) {
+    int rc = DPK_OK;
+    const struct dpk_exec_hook *h = r->hook;
+    if (h && h->after(h->arg, r->plan, r->number, op, share))
+        DPK_FAIL(err, DPK_ECANCELLED, "%s: stopped by the caller", r->stage->program->name);
+done:
+    return rc;
+}
+
+/* Before an operator: its operands, result and scratch are all it may touch. */
+static void guard_operator(const struct run *r, uint32_t op) {
+    const struct dpk_plan_stage *s = r->stage;
+    const struct dpk_call *call = &s->calls[op];
+    guard_all(r->plan);
+    for (int k = 0; k < DPK_MAX_IN; k++)
+        if (call->op->in[k] != DPK_NONE)
+            guard_open(call->in[k].data, value_room(r->plan, &s->values[call->op->in[k]]));
+    guard_open(call->out.data, value_room(r->plan, &s->values[s->program->n_inputs + op]));
+    guard_open(call->scratch, s->scratch_bytes[op]);
+}
+
+static int run_operator(const struct run *r, uint32_t op, dpk_error *err) {
+    int rc = DPK_OK;
+    guard_operator(r, op);
+    DPK_TRY(r->plan->backend->run(r->plan->backend, &r->stage->calls[op], err));
+    DPK_TRY(tell(r, op, 1, err));
+done:
+    return rc;
+}
+
+/* Where row 0 of a stream would lie whose window begins with this row of all images'. */
+static void *shift(const struct dpk_tensor *window, int64_t row) {
+    int64_t row_bytes = (int64_t)window->shape.dim[2] * window->shape.dim[3];
+    row_bytes *= window->dtype == DPK_BF16 ? 2 : 4;
+    return (void *)((uintptr_t)window->data - (uintptr_t)(row * row_bytes));
+}
+
+static int run_rows(const struct run *r, const struct dpk_walk *walk,
+                    const struct dpk_walk_step *step, dpk_error *err) {
+    int rc = DPK_OK;
+    const struct dpk_plan_part *part = walk->part;
+    const uint32_t op = part->first + step->op;
+    const struct dpk_call *whole = &r->stage->calls[op];
+    struct dpk_call call = *whole;
+    int64_t h = call.out.shape.dim[1], row_bytes;
+    guard_operator(r, op);
+    for (int k = 0; k < DPK_MAX_IN; k++) {
+        uint32_t maker = dpk_walk_maker(r->stage, part, step->op, k);
+        if (maker == DPK_NONE || !(part->streamed >> maker & 1)) continue;
+        int64_t first = walk->image * call.in[k].shape.dim[1] + walk->start[maker];
+        call.in[k].data = shift(&whole->in[k], first);
+    }
+    if (part->streamed >> step->op & 1 && !step->rows.measure) {
+        row_bytes = (int64_t)((uintptr_t)whole->out.data - (uintptr_t)shift(&whole->out, 1));
+        if (step->moved && step->kept)
+            memmove(whole->out.data, (uint8_t *)whole->out.data + step->moved * row_bytes,
+                    (size_t)(step->kept * row_bytes));
+        call.out.data = shift(&whole->out, walk->image * h + step->start);
+    }
+    DPK_TRY(r->plan->backend->run_rows(r->plan->backend, &call, &step->rows, err));
+    double share = (double)(step->rows.end - step->rows.first) / (double)(walk->n_images * h);
+    DPK_TRY(tell(r, op, step->rows.measure ? 0 : share, err));
+done:
+    return rc;
+}
+
 int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_exec_hook *hook,
                  dpk_error *err) {
     int rc = DPK_OK;
     const struct dpk_plan_stage *s = &plan->stages[stage];
-    const struct dpk_program *p = s->program;
+    const struct run r = {plan, s, stage, hook};
     if (plan->backend->run_list) {
-        DPK_TRY(plan->backend->run_list(plan->backend, s->calls, p->n_ops, NULL, err));
-        for (uint32_t i = 0; i < p->n_ops && hook; i++)
-            if (hook->after(hook->arg, plan, stage, i))
-                DPK_FAIL(err, DPK_ECANCELLED, "%s: stopped by the caller", p->name);
+        DPK_TRY(plan->backend->run_list(plan->backend, s->calls, s->program->n_ops, NULL, err));
+        for (uint32_t i = 0; i < s->program->n_ops; i++) DPK_TRY(tell(&r, i, 1, err));
         goto done;
     }
-    for (uint32_t i = 0; i < p->n_ops; i++) {
-        const struct dpk_call *call = &s->calls[i];
-        guard_all(plan);
-        for (int k = 0; k < DPK_MAX_IN; k++)
-            if (p->ops[i].in[k] != DPK_NONE)
-                guard_open(call->in[k].data, s->values[p->ops[i].in[k]].bytes);
-        guard_open(call->out.data, s->values[p->n_inputs + i].bytes);
-        guard_open(call->scratch, s->scratch_bytes[i]);
-        if (s->once) dpk_paging_ask(plan, s, i + 1);
-        DPK_TRY(plan->backend->run(plan->backend, call, err));
-        if (s->once) dpk_paging_drop(plan, s, i);
-        if (hook && hook->after(hook->arg, plan, stage, i))
-            DPK_FAIL(err, DPK_ECANCELLED, "%s: stopped by the caller", p->name);
+    for (uint32_t n = 0; n < s->n_parts; n++) {
+        const struct dpk_plan_part *part = &s->parts[n];
+        const uint32_t end = part->first + part->n_ops;
+        if (s->once) dpk_paging_ask(plan, s, end);
+        if (part->rows) {
+            struct dpk_walk walk;
+            struct dpk_walk_step step;
+            dpk_walk_begin(&walk, s, part);
+            while (dpk_walk_next(&walk, &step)) DPK_TRY(run_rows(&r, &walk, &step, err));
+        } else {
+            DPK_TRY(run_operator(&r, part->first, err));
+        }
+        for (uint32_t i = part->first; i < end && s->once; i++) dpk_paging_drop(plan, s, i);
     }
 done:
     guard_none(plan);

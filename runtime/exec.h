@@ -4,9 +4,11 @@
 
 #include "plan.h"
 
-/* Called after each operator of a run (queued, on a device that queues). Non-zero stops the run. */
+/* Called after every operator has run (queued, on a device that queues), or some rows of it: share
+ * is how much of its work that was. The shares of one run of a stage sum to 1, or more where the
+ * plan makes rows again. Non-zero stops the run. */
 struct dpk_exec_hook {
-    int (*after)(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op);
+    int (*after)(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op, double share);
     void *arg;
 };
 

@@ -195,12 +195,13 @@ int dpk_job_plan(struct dpk_job *job, struct dpk_session *session, const dpk_par
     *job = (struct dpk_job){.session = session};
     DPK_TRY(resolve_params(job, params, err));
     dpk_plan_init(&job->plan, session->backend, &session->model->file, session->act_dtype);
+    job->plan.whole = session->whole_maps;
     DPK_TRY(dpk_job_plan_init(job, err));
     DPK_TRY(dpk_job_plan_text(job, err));
     DPK_TRY(plan_network(job, err));
-    DPK_TRY(dpk_plan_place(&job->plan, err));
-    dpk_session_page(session, &job->plan, job->step);
     cut_host(job);
+    DPK_TRY(dpk_session_fit(session, &job->plan, job->host_bytes, err));
+    dpk_session_page(session, &job->plan, job->step);
     dpk_job_plan_loop(job);
     const struct dpk_plan_stage *s = job->plan.stages;
     job->work_total = s[job->text].work + s[job->setup].work +

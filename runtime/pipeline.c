@@ -106,10 +106,11 @@ static int report(struct dpk_job *job, double fraction) {
     return p->progress ? p->progress(p->progress_arg, &progress) : 0;
 }
 
-static int after_operator(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op) {
+static int after_operator(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op,
+                          double share) {
     struct dpk_job *job = arg;
     const struct dpk_cost *c = &plan->stages[stage].costs[op];
-    job->work_done += dpk_plan_work(c);
+    job->work_done += dpk_plan_work(c) * share;
     double fraction = job->work_total > 0 ? job->work_done / job->work_total : 0;
     return report(job, fraction < 0.999 ? fraction : 0.999); /* 1 is said once, when all is done */
 }

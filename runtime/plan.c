@@ -19,11 +19,14 @@ static void free_stage(struct dpk_plan_stage *s) {
     free(s->scratch_bytes);
     free(s->checks);
     free(s->costs);
+    free(s->parts);
+    free(s->reader);
 }
 
 void dpk_plan_free(struct dpk_plan *plan) {
     for (uint32_t i = 0; i < plan->n_stages; i++) free_stage(&plan->stages[i]);
     free(plan->blocks);
+    free(plan->live);
     *plan = (struct dpk_plan){0};
 }
 
@@ -131,7 +134,7 @@ static int resolve_inputs(struct dpk_plan *plan, struct dpk_plan_stage *s,
                          dpk_dtype_name(o->dtype));
             set_shape(v, &o->shape, dtype);
             v->from_stage = true;
-            v->block = output; /* a value number until dpk_plan_place makes it a block */
+            v->source = output;
             continue;
         }
         const struct dpk_plan_input *given = NULL;
@@ -266,6 +269,16 @@ done:
     return rc;
 }
 
+static void find_readers(struct dpk_plan_stage *s) {
+    const struct dpk_program *p = s->program;
+    for (uint32_t v = 0; v < p->n_inputs + p->n_ops; v++) s->reader[v] = DPK_NONE;
+    for (uint32_t i = 0; i < p->n_ops; i++)
+        for (int k = 0; k < DPK_MAX_IN; k++)
+            if (p->ops[i].in[k] != DPK_NONE) s->reader[p->ops[i].in[k]] = i;
+    for (uint32_t v = 0; v < p->n_inputs + p->n_ops; v++)
+        if (p->values[v].flags & DPK_VALUE_OUTPUT) s->reader[v] = p->n_ops;
+}
+
 int dpk_plan_add(struct dpk_plan *plan, const char *program, const struct dpk_plan_input *inputs,
                  size_t n_inputs, int from, uint32_t *stage, dpk_error *err) {
     int rc = DPK_OK;
@@ -281,13 +294,18 @@ int dpk_plan_add(struct dpk_plan *plan, const char *program, const struct dpk_pl
     s->scratch_bytes = calloc(p->n_ops + 1, sizeof *s->scratch_bytes);
     s->checks = calloc(p->n_inputs + 1, sizeof *s->checks);
     s->costs = calloc(p->n_ops + 1, sizeof *s->costs);
-    if (!s->values || !s->calls || !s->scratch || !s->scratch_bytes || !s->checks || !s->costs)
+    s->parts = calloc(p->n_ops + 1, sizeof *s->parts);
+    s->reader = malloc((p->n_inputs + p->n_ops + 1) * sizeof *s->reader);
+    if (!s->parts || !s->reader || !s->values || !s->calls || !s->scratch || !s->scratch_bytes ||
+        !s->checks || !s->costs)
         DPK_FAIL(err, DPK_ENOMEM, "plan: no memory for %u operators", p->n_ops);
     s->begin = plan->n_stages > 1 ? s[-1].end + 1 : 0;
     s->end = s->begin + p->n_ops + 1;
     DPK_TRY(resolve_inputs(plan, s, inputs, n_inputs, from, err));
     for (uint32_t i = 0; i < p->n_ops; i++) DPK_TRY(resolve_op(plan, s, i, err));
     DPK_TRY(choose_rows8(plan, s, err));
+    find_readers(s);
+    dpk_plan_cut(plan, s);
     *stage = plan->n_stages - 1;
 done:
     return rc;

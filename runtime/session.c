@@ -68,13 +68,20 @@ void dpk_session_page(const struct dpk_session *session, struct dpk_plan *plan, 
         plan->stages[i].once = session->memory_limit && maps && i != often;
 }
 
+int dpk_session_fit(const struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
+                    dpk_error *err) {
+    const uint64_t limit = session->memory_limit;
+    if (!limit) return dpk_plan_place(plan, err);
+    return dpk_plan_fit(plan, limit > host_bytes ? limit - host_bytes : 1, err);
+}
+
 int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
                      const char *what, dpk_error *err) {
     int rc = DPK_OK;
     uint64_t need = plan->arena_bytes;
     if (session->memory_limit &&
         (need > session->memory_limit || host_bytes > session->memory_limit - need))
-        DPK_FAIL(err, DPK_ENOMEM, "%s: needs %llu bytes, the limit is %llu", what,
+        DPK_FAIL(err, DPK_ENOMEM, "%s: needs at least %llu bytes, the limit is %llu", what,
                  (unsigned long long)(need + host_bytes),
                  (unsigned long long)session->memory_limit);
     bool too_big =

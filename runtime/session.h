@@ -21,6 +21,7 @@ struct dpk_session {
     struct dpk_backend *backend;
     int32_t act_dtype;
     uint64_t memory_limit; /* 0: none */
+    bool whole_maps;       /* plans where no operator runs a few rows at a time */
     void *arena;           /* kept between runs; grows when a plan needs more */
     uint64_t arena_bytes;
     void *loop; /* what dpk_session_take_loop took */
@@ -48,6 +49,11 @@ int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uin
 /* With a memory limit, on the CPU: mark all stages of the plan but `often` (DPK_NONE: none) as ones
  * whose weights are let go of behind each operator. */
 void dpk_session_page(const struct dpk_session *session, struct dpk_plan *plan, uint32_t often);
+
+/* After the stages were added: place everything such that arena and host_bytes are within the
+ * limit, if that can be (dpk_session_take says if not). Errors: DPK_ENOMEM. */
+int dpk_session_fit(const struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
+                    dpk_error *err);
 
 /* Check the plan's arena and host_bytes against the limit, take the arena, bind the plan to it.
  * Errors: DPK_ENOMEM. what: "generate 1024x1024", for the message. */

@@ -74,29 +74,51 @@ static void test_no_allocation_during_a_run(void **state) {
 
 #endif
 
-/* A limit one byte under the plan is refused, the plan itself is enough. */
+/* What a run with this limit (0: none) is planned to take. */
+static uint64_t planned(const dpk_model *model, const dpk_params *p, uint64_t limit) {
+    dpk_error err;
+    dpk_session *s = NULL;
+    dpk_info info;
+    dpk_session_options o = dpk_session_options_default();
+    o.memory_limit = limit;
+    if (dpk_session_create(&s, model, &o, &err)) fail_msg("%s", err.msg);
+    if (dpk_session_plan(s, p, &info, &err)) fail_msg("%s", err.msg);
+    dpk_session_free(s);
+    return info.peak_bytes;
+}
+
+/* The plan itself is enough; under it maps go a few rows at a time, for the same picture; one byte
+ * under the least is refused. */
 static void test_memory_limit_is_exact(void **state) {
     (void)state;
     dpk_error err;
     dpk_session *s = NULL;
     dpk_images *images = NULL;
-    dpk_info info;
+    uint8_t *first = NULL;
+    const size_t n = 96 * 64 * 3;
     const char *prompt = "a green heart";
     dpk_model *model = golden_model("shapes-xl-bf16", "models/shapes-xl", "--dtype bf16");
     dpk_params p = dpk_params_default();
     p.prompts = &prompt, p.steps = 1, p.width = 96, p.height = 64;
-    if (dpk_session_create(&s, model, NULL, &err)) fail_msg("%s", err.msg);
-    if (dpk_session_plan(s, &p, &info, &err)) fail_msg("%s", err.msg);
-    dpk_session_free(s);
-    for (int less = 0; less < 2; less++) {
+    const uint64_t usual = planned(model, &p, 0), least = planned(model, &p, 1);
+    printf("planned: %llu bytes, at least %llu\n", (unsigned long long)usual,
+           (unsigned long long)least);
+    assert_true(least < usual);
+    const uint64_t limits[] = {usual, usual - 1, (usual + least) / 2, least, least - 1};
+    for (int i = 0; i < 5; i++) {
         dpk_session_options o = dpk_session_options_default();
-        o.memory_limit = info.peak_bytes - (uint64_t)less;
+        o.memory_limit = limits[i];
+        assert_true(i == 4 || planned(model, &p, limits[i]) <= limits[i]);
         if (dpk_session_create(&s, model, &o, &err)) fail_msg("%s", err.msg);
         int rc = dpk_generate(s, &p, &images, &err);
-        assert_int_equal(rc, less ? DPK_ENOMEM : DPK_OK);
-        if (!less) dpk_images_free(images);
+        assert_int_equal(rc, i < 4 ? DPK_OK : DPK_ENOMEM);
         dpk_session_free(s);
+        if (i == 4) break;
+        if (i) assert_memory_equal(images->rgb, first, n);
+        else first = memcpy(malloc(n), images->rgb, n);
+        dpk_images_free(images);
     }
+    free(first);
     dpk_model_free(model);
 }
 

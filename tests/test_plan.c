@@ -52,6 +52,8 @@ static void test_blocks_do_not_meet(void **state) {
             b[i].bytes = (uint64_t)DPK_ALIGN * (support_random(&seed) % 50 + 1);
             b[i].first = support_random(&seed) % 100;
             b[i].last = b[i].first + support_random(&seed) % (round % 20 + 1);
+            b[i].under = DPK_NONE;
+            b[i].kept = false;
         }
         assert_int_equal(dpk_plan_place_blocks(b, n, &total, NULL), DPK_OK);
         check_blocks(b, n, total);
@@ -67,15 +69,17 @@ static void test_blocks_do_not_meet(void **state) {
 static void test_best_fit(void **state) {
     (void)state;
     struct dpk_plan_block b[] = {
-        {1024, 0, 0, 9}, {896, 0, 0, 1}, {832, 0, 0, 9},
-        {768, 0, 0, 1},  {704, 0, 0, 9}, {640, 0, 2, 9},
+        {1024, 0, 0, 9, DPK_NONE, 0, 0}, {896, 0, 0, 1, DPK_NONE, 0, 0},
+        {832, 0, 0, 9, DPK_NONE, 0, 0},  {768, 0, 0, 1, DPK_NONE, 0, 0},
+        {704, 0, 0, 9, DPK_NONE, 0, 0},  {640, 0, 2, 9, DPK_NONE, 0, 0},
     };
     uint64_t total;
     assert_int_equal(dpk_plan_place_blocks(b, 6, &total, NULL), DPK_OK);
     check_blocks(b, 6, total);
     assert_int_equal(total, 1024 + 896 + 832 + 768 + 704);
     assert_int_equal(b[5].offset, b[3].offset);
-    struct dpk_plan_block huge[] = {{UINT64_MAX - 63, 0, 0, 1}, {128, 0, 0, 1}};
+    struct dpk_plan_block huge[] = {{UINT64_MAX - 63, 0, 0, 1, DPK_NONE, 0, 0},
+                                    {128, 0, 0, 1, DPK_NONE, 0, 0}};
     assert_int_equal(dpk_plan_place_blocks(huge, 2, &total, NULL), DPK_ENOMEM);
 }
 

@@ -162,7 +162,7 @@ static void test_limit_says_needed_and_limit(void **state) {
     assert_int_equal(info.latent_width, 8);
     assert_int_equal(info.latent_height, 4);
     assert_int_equal(info.peak_bytes, info.arena_bytes + info.host_bytes);
-    snprintf(text, sizeof text, "needs %llu bytes, the limit is 1000",
+    snprintf(text, sizeof text, "needs at least %llu bytes, the limit is 1000",
              (unsigned long long)info.peak_bytes);
     refuse(s, &p, DPK_ENOMEM, text);
     dpk_session_free(s);

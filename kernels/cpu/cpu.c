@@ -180,6 +180,8 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
         .scratch_bytes = cpu_scratch_bytes,
         .in_place = cpu_in_place,
         .rows8_bytes = cpu_rows8_bytes,
+        .rows_scratch = dpk_cpu_rows_scratch,
+        .run_rows = dpk_cpu_run_rows,
         .run = cpu_run,
     };
     *be = &cpu->base;

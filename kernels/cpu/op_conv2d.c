@@ -22,6 +22,7 @@ struct conv {
     const char *x, *zeros;
     int h, w, up_h, up_w; /* of x, and after upsampling */
     int out_h, out_w;
+    int64_t first; /* row of all images' that the result begins with */
     int kh, kw, stride, pad_top, pad_left;
     size_t c;
     int x_dtype;
@@ -34,7 +35,7 @@ struct pixel {
 };
 
 static struct pixel find_pixel(const struct conv *v, int64_t m) {
-    int64_t line = m / v->out_w;
+    int64_t line = v->first + m / v->out_w;
     return (struct pixel){
         .image = line / v->out_h,
         .y = (int)(line % v->out_h) * v->stride - v->pad_top,
@@ -223,7 +224,7 @@ static bool describe_winograd(const struct dpk_cpu *cpu, const struct dpk_call *
     return dpk_wino_pays(&v->wino);
 }
 
-static void run_winograd(struct dpk_cpu *cpu, const struct dpk_call *call, struct dpk_wino *wino) {
+static int run_winograd(struct dpk_cpu *cpu, const struct dpk_call *call, struct dpk_wino *wino) {
     const struct dpk_tensor *temb = &call->in[DPK_IN(conv2d, temb)];
     const struct dpk_tensor *residual = &call->in[DPK_IN(conv2d, residual)];
     const struct dpk_weight *b = &call->wt[DPK_WT(conv2d, b)];
@@ -238,47 +239,80 @@ static void run_winograd(struct dpk_cpu *cpu, const struct dpk_call *call, struc
         wino->temb_stride = temb->shape.dim[0] > 1 ? (size_t)temb->shape.dim[1] : 0;
     }
     dpk_wino_run(cpu, wino, call->scratch);
+    return DPK_OK;
 }
 
-size_t dpk_cpu_scratch_conv2d(const struct dpk_cpu *cpu, const struct dpk_call *call) {
-    struct conv v;
-    struct dpk_gemm g;
-    struct winograd winograd;
-    if (describe_winograd(cpu, call, &winograd)) return dpk_wino_plan(cpu, &winograd.wino);
-    return describe(cpu, call, &v, &g) ? zero_bytes(&v) + dpk_gemm_plan(cpu, &g) : 0;
-}
-
-int dpk_cpu_run_conv2d(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
+/* The direct way: rows first .. of the product, which is described. */
+static int run_direct(struct dpk_cpu *cpu, const struct dpk_call *call, struct conv *v,
+                      struct dpk_gemm *g) {
     const struct dpk_tensor *temb = &call->in[DPK_IN(conv2d, temb)];
     const struct dpk_tensor *residual = &call->in[DPK_IN(conv2d, residual)];
-    const struct dpk_weight *w = &call->wt[DPK_WT(conv2d, w)], *b = &call->wt[DPK_WT(conv2d, b)];
-    struct conv v;
-    struct dpk_gemm g;
-    struct winograd winograd;
-    if (describe_winograd(cpu, call, &winograd)) {
-        run_winograd(cpu, call, &winograd.wino);
-        return DPK_OK;
-    }
-    if (!describe(cpu, call, &v, &g)) {
-        return dpk_error_set(err, DPK_EUNSUPPORTED, "cpu conv2d: no kernel for %s weights",
-                             dpk_dtype_name(w->dtype));
-    }
-    dpk_gemm_plan(cpu, &g);
-    v.zeros = call->scratch;
-    memset(call->scratch, 0, zero_bytes(&v));
-    g.epilogue = (struct dpk_epilogue){
+    const struct dpk_weight *b = &call->wt[DPK_WT(conv2d, b)];
+    size_t skipped = (size_t)(v->first * v->out_w) * (size_t)g->n * dpk_dtype_bytes(call->out.dtype);
+    dpk_gemm_plan(cpu, g);
+    v->zeros = call->scratch;
+    memset(call->scratch, 0, zero_bytes(v));
+    g->epilogue = (struct dpk_epilogue){
         .act = DPK_ATTRS(conv2d, call->op)->act,
         .dtype = call->out.dtype,
         .bias = b->shape.rank ? b->data : NULL,
-        .residual = residual->shape.rank ? residual->data : NULL,
-        .out = call->out.data,
-        .stride = (size_t)g.n,
+        .residual = residual->shape.rank ? (const char *)residual->data + skipped : NULL,
+        .out = (char *)call->out.data + skipped,
+        .stride = (size_t)g->n,
     };
     if (temb->shape.rank) {
-        g.temb = temb->data;
-        g.image_stride = temb->shape.dim[0] > 1 ? (size_t)temb->shape.dim[1] : 0;
-        g.rows_per_image = (int64_t)v.out_h * v.out_w;
+        size_t image = temb->shape.dim[0] > 1 ? (size_t)(v->first / v->out_h) : 0;
+        g->temb = (const char *)temb->data +
+                  image * (size_t)temb->shape.dim[1] * dpk_dtype_bytes(temb->dtype);
+        g->image_stride = temb->shape.dim[0] > 1 ? (size_t)temb->shape.dim[1] : 0;
+        g->rows_per_image = (int64_t)v->out_h * v->out_w;
     }
-    dpk_gemm_run(cpu, &g, (char *)call->scratch + zero_bytes(&v));
+    dpk_gemm_run(cpu, g, (char *)call->scratch + zero_bytes(v));
     return DPK_OK;
+}
+
+/* Describe a call as one or the other; these rows of it, unless NULL. */
+struct either {
+    bool winograd, direct; /* neither: no kernel takes these types */
+    struct winograd wino;
+    struct conv conv;
+    struct dpk_gemm gemm;
+};
+
+static void describe_either(const struct dpk_cpu *cpu, const struct dpk_call *call,
+                            const struct dpk_rows *rows, struct either *e) {
+    e->winograd = describe_winograd(cpu, call, &e->wino);
+    e->direct = !e->winograd && describe(cpu, call, &e->conv, &e->gemm);
+    if (!rows) return;
+    if (e->winograd) dpk_wino_rows(&e->wino.wino, rows);
+    if (e->direct) {
+        e->conv.first = rows->first;
+        e->gemm.m = (rows->end - rows->first) * e->conv.out_w;
+    }
+}
+
+size_t dpk_cpu_rows_scratch_conv2d(const struct dpk_cpu *cpu, const struct dpk_call *call,
+                                   const struct dpk_rows *rows) {
+    struct either e;
+    describe_either(cpu, call, rows, &e);
+    if (e.winograd) return dpk_wino_plan(cpu, &e.wino.wino);
+    return e.direct ? zero_bytes(&e.conv) + dpk_gemm_plan(cpu, &e.gemm) : 0;
+}
+
+size_t dpk_cpu_scratch_conv2d(const struct dpk_cpu *cpu, const struct dpk_call *call) {
+    return dpk_cpu_rows_scratch_conv2d(cpu, call, NULL);
+}
+
+int dpk_cpu_rows_conv2d(struct dpk_cpu *cpu, const struct dpk_call *call,
+                        const struct dpk_rows *rows, dpk_error *err) {
+    struct either e;
+    describe_either(cpu, call, rows, &e);
+    if (e.winograd) return run_winograd(cpu, call, &e.wino.wino);
+    if (e.direct) return run_direct(cpu, call, &e.conv, &e.gemm);
+    return dpk_error_set(err, DPK_EUNSUPPORTED, "cpu conv2d: no kernel for %s weights",
+                         dpk_dtype_name(call->wt[DPK_WT(conv2d, w)].dtype));
+}
+
+int dpk_cpu_run_conv2d(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
+    return dpk_cpu_rows_conv2d(cpu, call, NULL, err);
 }

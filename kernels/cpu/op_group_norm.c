@@ -1,7 +1,8 @@
 /* Group normalisation over concat(x, x2) on channels, in three passes:
  *
  *   1. blocks of pixels, one task each: mean and sum of squared distances of every group (kernel
- *      norm_stats, its channels combined in double)
+ *      norm_stats, its channels combined in double). Blocks of a map lie within bands of
+ *      DPK_ROWS_STEP rows, so that they are the same when rows come a few at a time
  *   2. groups, one task each: the blocks combined in their order, in double, by the formula of
  *      Chan, Golub and LeVeque (1983), to three factors a channel
  *   3. blocks again: y = act((x - mean) * mul + add)
@@ -28,8 +29,9 @@ struct group_job {
     const struct dpk_cpu *cpu;
     const struct dpk_kernels *k;
     const struct dpk_call *call;
-    int64_t pixels, each; /* of an image, of a block */
-    int64_t blocks;       /* of an image */
+    int64_t pixels, band, each; /* of an image, of a band of it, of a block of that */
+    int64_t parts, blocks;      /* blocks of a band, of an image */
+    int64_t first;              /* block of all images that task 0 has */
     int images, groups, c1, c;
     double *stats;
     float *factors, *sums;
@@ -46,11 +48,22 @@ static void plan_job(struct group_job *job, const struct dpk_cpu *cpu,
     job->c = job->c1 + (x2->rank ? x2->dim[x2->rank - 1] : 0);
     job->images = x->rank > 1 ? x->dim[0] : 1;
     job->pixels = dpk_shape_count(x) / job->c1 / job->images;
-    job->each = dpk_task_size(job->pixels, job->c, BLOCK_ELEMENTS);
+    job->band = x->rank == 4 ? (int64_t)x->dim[2] * DPK_ROWS_STEP : job->pixels;
+    job->each = dpk_task_size(job->band, job->c, BLOCK_ELEMENTS);
     if (job->each > 1024) job->each = 1024;
-    job->blocks = dpk_task_count(job->pixels, job->each);
+    job->parts = dpk_task_count(job->band, job->each);
+    job->each = dpk_task_count(job->band, job->parts);
+    job->blocks = dpk_task_count(job->pixels, job->band) * job->parts;
     job->groups = DPK_ATTRS(group_norm, call->op)->groups;
     job->stats = call->scratch;
+}
+
+/* Pixels of an image that its block i has, from *first on; none at the end of a short last band. */
+static int block_pixels(const struct group_job *job, int64_t i, int64_t *first) {
+    int64_t band = i / job->parts * job->band, begin = i % job->parts * job->each;
+    int64_t end = dpk_min_i64(dpk_min_i64(begin + job->each, job->band), job->pixels - band);
+    *first = band + begin;
+    return end > begin ? (int)(end - begin) : 0;
 }
 
 static size_t stats_count(const struct group_job *job) {
@@ -83,11 +96,12 @@ static void stats_task(void *arg, int task, int worker) {
     const struct group_job *job = arg;
     const struct dpk_tensor *x = &job->call->in[DPK_IN(group_norm, x)];
     const struct dpk_tensor *x2 = &job->call->in[DPK_IN(group_norm, x2)];
-    int64_t b = task / job->blocks, p = task % job->blocks * job->each;
-    int rows = (int)dpk_min_i64(job->each, job->pixels - p), c1 = job->c1, c2 = job->c - c1;
+    int64_t block = job->first + task, b = block / job->blocks, p;
+    int rows = block_pixels(job, block % job->blocks, &p), c1 = job->c1, c2 = job->c - c1;
     size_t pixel = (size_t)(b * job->pixels + p), size = dpk_elem_bytes(x->dtype);
     float *mean = job->sums + (size_t)worker * 3 * (size_t)job->c;
     float *e1 = mean + job->c, *e2 = e1 + job->c;
+    if (!rows) return;
     job->k->norm_stats((const char *)x->data + pixel * (size_t)c1 * size, x->dtype, (size_t)c1,
                        rows, c1, mean, e1, e2);
     if (c2 > 0) {
@@ -95,7 +109,7 @@ static void stats_task(void *arg, int task, int worker) {
                            rows, c2, mean + c1, e1 + c1, e2 + c1);
     }
     int n = job->c / job->groups;
-    double *stats = job->stats + (size_t)task * (size_t)job->groups * 2;
+    double *stats = job->stats + (size_t)block * (size_t)job->groups * 2;
     for (int g = 0; g < job->groups; g++) {
         combine_channels(mean + g * n, e1 + g * n, e2 + g * n, n, rows, stats + g * 2);
     }
@@ -103,21 +117,22 @@ static void stats_task(void *arg, int task, int worker) {
 
 static void factors_task(void *arg, int task, int worker) {
     const struct group_job *job = arg;
-    int b = task / job->groups, g = task % job->groups, n = job->c / job->groups;
+    int b = (int)(job->first / job->blocks) + task / job->groups, g = task % job->groups;
+    int n = job->c / job->groups;
+    int64_t p;
     const double *stats =
         job->stats + ((size_t)b * (size_t)job->blocks * (size_t)job->groups + (size_t)g) * 2;
     size_t step = (size_t)job->groups * 2;
     double total = 0, squares = 0;
     (void)worker;
     for (int64_t i = 0; i < job->blocks; i++) {
-        double rows = (double)dpk_min_i64(job->each, job->pixels - i * job->each);
-        total += rows * stats[(size_t)i * step];
+        int rows = block_pixels(job, i, &p);
+        if (rows) total += rows * stats[(size_t)i * step];
     }
     double mean = total / (double)job->pixels;
     for (int64_t i = 0; i < job->blocks; i++) {
-        double rows = (double)dpk_min_i64(job->each, job->pixels - i * job->each);
-        double d = stats[(size_t)i * step] - mean;
-        squares += stats[(size_t)i * step + 1] + rows * n * d * d;
+        double rows = block_pixels(job, i, &p), d = stats[(size_t)i * step] - mean;
+        if (rows > 0) squares += stats[(size_t)i * step + 1] + rows * n * d * d;
     }
     double eps = (double)DPK_ATTRS(group_norm, job->call->op)->eps;
     double inv = 1.0 / sqrt(squares / ((double)job->pixels * n) + eps);
@@ -169,8 +184,8 @@ static void apply_pixels(const struct group_job *job, int64_t b, int64_t first, 
 static void apply_task(void *arg, int task, int worker) {
     const struct group_job *job = arg;
     const struct dpk_tensor *out = &job->call->out;
-    int64_t b = task / job->blocks, p = task % job->blocks * job->each;
-    int32_t rows = (int32_t)dpk_min_i64(job->each, job->pixels - p);
+    int64_t block = job->first + task, b = block / job->blocks, p;
+    int32_t rows = block_pixels(job, block % job->blocks, &p);
     size_t c = (size_t)job->c, pixel = (size_t)(b * job->pixels + p);
     if (!out->rows8) {
         size_t row = c * dpk_elem_bytes(out->dtype);
@@ -187,16 +202,37 @@ static void apply_task(void *arg, int task, int worker) {
     }
 }
 
+static void begin_job(struct group_job *job, struct dpk_cpu *cpu, const struct dpk_call *call) {
+    plan_job(job, cpu, call);
+    job->factors = (float *)(void *)(job->stats + stats_count(job));
+    job->sums = job->factors + (size_t)job->images * 3 * (size_t)job->c;
+}
+
 int dpk_cpu_run_group_norm(struct dpk_cpu *cpu, const struct dpk_call *call, dpk_error *err) {
     struct group_job job = {0};
     int rc = DPK_OK;
-    plan_job(&job, cpu, call);
+    begin_job(&job, cpu, call);
     int64_t blocks = job.images * job.blocks, groups = (int64_t)job.images * job.groups;
-    job.factors = (float *)(void *)(job.stats + stats_count(&job));
-    job.sums = job.factors + (size_t)job.images * 3 * (size_t)job.c;
     DPK_TRY(dpk_run_tasks(cpu, blocks, stats_task, &job, err));
     DPK_TRY(dpk_run_tasks(cpu, groups, factors_task, &job, err));
     DPK_TRY(dpk_run_tasks(cpu, blocks, apply_task, &job, err));
+done:
+    return rc;
+}
+
+int dpk_cpu_rows_group_norm(struct dpk_cpu *cpu, const struct dpk_call *call,
+                            const struct dpk_rows *rows, dpk_error *err) {
+    struct group_job job = {0};
+    int rc = DPK_OK;
+    begin_job(&job, cpu, call);
+    int64_t h = call->out.shape.dim[1], image = rows->first / h, y = rows->first % h;
+    int64_t n = rows->end - rows->first;
+    int64_t blocks = dpk_task_count(n, DPK_ROWS_STEP) * job.parts;
+    job.first = image * job.blocks + y / DPK_ROWS_STEP * job.parts;
+    DPK_TRY(dpk_run_tasks(cpu, blocks, rows->measure ? stats_task : apply_task, &job, err));
+    if (rows->measure && y + n == h) {
+        DPK_TRY(dpk_run_tasks(cpu, job.groups, factors_task, &job, err));
+    }
 done:
     return rc;
 }

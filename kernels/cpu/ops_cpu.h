@@ -21,6 +21,18 @@
 #include "../../formats/ops.def"
 #undef DPK_OP
 
+/* dpk_backend.rows_scratch and run_rows: cpu_rows.c. Two operators know rows themselves. */
+bool dpk_cpu_rows_scratch(const struct dpk_backend *be, const struct dpk_call *call,
+                          const struct dpk_rows *rows, size_t *bytes);
+int dpk_cpu_run_rows(struct dpk_backend *be, const struct dpk_call *call,
+                     const struct dpk_rows *rows, dpk_error *err);
+int dpk_cpu_rows_group_norm(struct dpk_cpu *cpu, const struct dpk_call *call,
+                            const struct dpk_rows *rows, dpk_error *err);
+int dpk_cpu_rows_conv2d(struct dpk_cpu *cpu, const struct dpk_call *call,
+                        const struct dpk_rows *rows, dpk_error *err);
+size_t dpk_cpu_rows_scratch_conv2d(const struct dpk_cpu *cpu, const struct dpk_call *call,
+                                   const struct dpk_rows *rows);
+
 bool dpk_cpu_rows8_attention(const struct dpk_cpu *cpu, const struct dpk_call *call);
 bool dpk_cpu_rows8_linear(const struct dpk_cpu *cpu, const struct dpk_call *call);
 

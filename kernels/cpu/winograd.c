@@ -111,6 +111,12 @@ bool dpk_wino_pays(struct dpk_wino *w) {
     return (double)pixels >= (w->direct_gain > 0 ? w->direct_gain : 1) * cost;
 }
 
+void dpk_wino_rows(struct dpk_wino *w, const struct dpk_rows *rows) {
+    int64_t image = rows->first / w->out_h, y = rows->first % w->out_h;
+    w->first_tile = (int)((image * w->tiles_y + y / 4) * w->tiles_x);
+    w->tiles = ceil_div((int)(rows->end - rows->first), 4) * w->tiles_x;
+}
+
 /* ---- Run ------------------------------------------------------------------------------------ */
 
 struct job {
@@ -146,7 +152,7 @@ struct place {
 };
 
 static struct place find_tile(const struct dpk_wino *w, int tile) {
-    int line = tile / w->tiles_x;
+    int line = (tile += w->first_tile) / w->tiles_x;
     return (struct place){line / w->tiles_y, line % w->tiles_y * 4, tile % w->tiles_x * 4};
 }
 

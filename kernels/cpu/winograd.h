@@ -55,7 +55,8 @@ struct dpk_wino {
     /* Bytes of U to be made as a whole, else of V to be held. 0: the usual limits. */
     size_t most_whole_u, most_held_v;
     /* Filled by dpk_wino_pays and dpk_wino_plan; elements where not said otherwise. */
-    int tiles_y, tiles_x, tiles; /* tiles: of all images */
+    int tiles_y, tiles_x;         /* of an image */
+    int first_tile, tiles;        /* to make: of all images, until dpk_wino_rows */
     int segment, n_seg;          /* channels that are summed at once */
     int n_slabs;                 /* a slab is 64 filters, or what is left */
     int chunk, n_chunks;         /* tiles that are multiplied together */
@@ -69,6 +70,9 @@ struct dpk_wino {
 
 /* Is this way faster than the direct one? From the sizes and types alone; counts the tiles. */
 bool dpk_wino_pays(struct dpk_wino *w);
+
+/* After dpk_wino_pays: make only these rows of the result. Sums stay the same. */
+void dpk_wino_rows(struct dpk_wino *w, const struct dpk_rows *rows);
 
 /* After dpk_wino_pays: choose chunks (no pointer but weights is looked at). Returns the scratch
  * bytes of all workers. */

@@ -209,6 +209,7 @@ done:
     dpk_probe_free(&probe);
     dpk_job_free(&other);
     dpk_job_free(&job);
+    dpk_session_release(r->side->session); /* the other side's is as large */
     return rc;
 }
 

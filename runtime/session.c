@@ -50,10 +50,16 @@ done:
     return rc;
 }
 
-void dpk_session_free(dpk_session *session) {
-    if (!session) return;
+void dpk_session_release(struct dpk_session *session) {
     if (session->arena)
         session->backend->release(session->backend, session->arena, session->arena_bytes);
+    session->arena = NULL;
+    session->arena_bytes = 0;
+}
+
+void dpk_session_free(dpk_session *session) {
+    if (!session) return;
+    dpk_session_release(session);
     if (session->loop)
         session->backend->release(session->backend, session->loop, session->loop_bytes);
     if (session->backend) session->backend->free(session->backend);
@@ -86,11 +92,7 @@ int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_
                  (unsigned long long)session->memory_limit);
     bool too_big =
         session->memory_limit && session->arena_bytes + host_bytes > session->memory_limit;
-    if (session->arena && (session->arena_bytes < need || too_big)) {
-        session->backend->release(session->backend, session->arena, session->arena_bytes);
-        session->arena = NULL;
-        session->arena_bytes = 0;
-    }
+    if (session->arena_bytes < need || too_big) dpk_session_release(session);
     if (!session->arena) {
         session->arena = session->backend->alloc(session->backend, need ? need : DPK_ALIGN);
         if (!session->arena)

@@ -59,6 +59,9 @@ int dpk_session_fit(const struct dpk_session *session, struct dpk_plan *plan, ui
  * Errors: DPK_ENOMEM. what: "generate 1024x1024", for the message. */
 int dpk_session_take(struct dpk_session *session, struct dpk_plan *plan, uint64_t host_bytes,
                      const char *what, dpk_error *err);
+
+/* Give the arena back; the next dpk_session_take takes another. */
+void dpk_session_release(struct dpk_session *session);
 /* Memory of the device beside the arena, kept between runs too. Errors: DPK_ENOMEM. */
 int dpk_session_take_loop(struct dpk_session *session, uint64_t n_bytes, dpk_error *err);
 

@@ -13,7 +13,7 @@ endif
 TARGET := $(shell $(CC) -dumpmachine)
 ARCH   := $(firstword $(subst -, ,$(TARGET)))
 CROSS  := $(if $(filter-out $(HOST),$(ARCH)),$(TARGET))
-BUILD  ?= build$(if $(CROSS),/$(ARCH))
+BUILD  ?= build$(if $(CROSS),/$(ARCH))$(if $(WITHOUT),/without-$(subst $() ,-,$(strip $(WITHOUT))))
 RUN    ?= $(if $(CROSS),qemu-$(ARCH) -cpu max)
 ifneq ($(CROSS),)
 AR     := $(CROSS)-ar
@@ -32,6 +32,8 @@ CFLAGS  += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
 LDFLAGS += -fsanitize=$(SAN)
 endif
 
+include runtime/package/parts.mk
+
 # Instruction-set levels: files named *_<level>.c get the level's flags; files in kernels/cpu/isa/ are compiled once per level.
 FLAGS_ref        :=
 FLAGS_avx2       := -mavx2 -mfma -mf16c
@@ -42,7 +44,7 @@ FLAGS_neondot    := -march=armv8.2-a+dotprod
 FLAGS_neonbf16   := $(FLAGS_neondot)+bf16+i8mm
 LEVELS_x86_64    := avx2 avx512 avx512bf16
 LEVELS_aarch64   := neon neonbf16
-LEVELS           := ref $(LEVELS_$(ARCH))
+LEVELS           := ref $(filter-out $(LEFT_LEVELS),$(LEVELS_$(ARCH)))
 # An extra of a level: more files, no table of their own.
 EXTRAS           := $(if $(filter neon,$(LEVELS)),neondot)
 ALL_LEVELS       := ref $(LEVELS_x86_64) $(LEVELS_aarch64) neondot
@@ -52,17 +54,17 @@ level_of = $(filter $(ALL_LEVELS),$(lastword $(subst _, ,$(basename $(notdir $(1
 PKGS_TOOLS := libarchive libcjson libxxhash libutf8proc libpng
 TOOL_CFLAGS = $(shell $(PKG_CONFIG) --cflags $(PKGS_TOOLS) 2>/dev/null)
 TOOL_LIBS   = $(shell $(PKG_CONFIG) --libs libarchive libcjson libxxhash libutf8proc libpng 2>/dev/null) -lm
-CLI_LIBS    = $(shell $(PKG_CONFIG) --libs libpng libarchive 2>/dev/null) -lm
+CLI_LIBS    = $(if $(strip $(CLI_PKGS)),$(shell $(PKG_CONFIG) --libs $(CLI_PKGS) 2>/dev/null)) -lm
 
 # The reading half of formats/, all that the runtime takes from it.
 FORMATS_READ := $(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c ops_cost.c dpk_read.c dpk_check.c \
                  dpk_check_program.c map_guard.c)
-KERNEL_ALL   := $(wildcard kernels/cpu/*.c)
+KERNEL_ALL   := $(filter-out $(LEFT_FILES),$(wildcard kernels/cpu/*.c))
 KERNEL_SRC   := $(foreach s,$(KERNEL_ALL),$(if $(filter-out $(LEVELS) $(EXTRAS),$(call level_of,$(s))),,$(s)))
-ISA_SRC      := $(wildcard kernels/cpu/isa/*.c)
-RUNTIME_SRC  := $(filter-out $(wildcard runtime/cli*.c),$(wildcard runtime/*.c))
-CLI_SRC      := $(wildcard runtime/cli*.c) $(addprefix formats/,json_scan.c npy.c png.c)
-FORMATS_SRC  := $(wildcard formats/*.c)
+ISA_SRC      := $(filter-out $(LEFT_FILES),$(wildcard kernels/cpu/isa/*.c))
+RUNTIME_SRC  := $(filter-out $(LEFT_FILES) $(wildcard runtime/cli*.c),$(wildcard runtime/*.c))
+CLI_SRC      := $(filter-out $(LEFT_FILES),$(wildcard runtime/cli*.c)) $(addprefix formats/,json_scan.c npy.c) $(CLI_PNG)
+FORMATS_SRC  := $(filter-out formats/png_plain.c,$(wildcard formats/*.c))
 CONVERT_SRC  := $(filter-out convert/cli.c,$(wildcard convert/*.c))
 QUANTIZE_SRC := $(filter-out quantize/cli.c,$(wildcard quantize/*.c))
 

@@ -2,12 +2,10 @@
 
 #include "atomic_file.h"
 #include "fail.h"
-#include "utf8.h"
+#include "png_check.h"
 
 #include <png.h>
 #include <setjmp.h>
-
-enum { MAX_SIZE = 65535 };
 
 /* libpng reports through these and comes back by longjmp into the function that called it. Those
  * functions (encode, decode_info, decode_rows) own nothing and change no local after setjmp: all
@@ -59,33 +57,16 @@ static int encode(struct job *job, uint32_t width, uint32_t height, const uint8_
     return DPK_OK;
 }
 
-static int key_is_good(const char *key) {
-    size_t n = strlen(key);
-    if (n < 1 || n > 79 || key[0] == ' ' || key[n - 1] == ' ') return 0;
-    for (size_t i = 0; i < n; i++)
-        if (key[i] < ' ' || key[i] > '~' || (key[i] == ' ' && key[i + 1] == ' ')) return 0;
-    return 1;
-}
-
-static int fill_texts(png_text *to, const struct dpk_png_text *from, size_t n, const char *path,
-                      dpk_error *err) {
+static void fill_texts(png_text *to, const struct dpk_png_text *from, size_t n) {
     for (size_t i = 0; i < n; i++) {
-        size_t length = strlen(from[i].value);
-        int ascii = 1;
-        if (!key_is_good(from[i].key))
-            return dpk_error_set(err, DPK_EARG,
-                                 "%s: text key \"%.80s\", want 1 to 79 printable ASCII", path,
-                                 from[i].key);
-        if (length > INT32_MAX / 2 || dpk_utf8_check(from[i].value, length) != length)
-            return dpk_error_set(err, DPK_EARG, "%s: text \"%s\" is not UTF-8", path, from[i].key);
-        for (size_t k = 0; k < length; k++) ascii &= (unsigned char)from[i].value[k] < 0x80;
+        const size_t length = strlen(from[i].value);
+        const bool ascii = dpk_png_is_ascii(from[i].value);
         to[i].compression = ascii ? PNG_TEXT_COMPRESSION_NONE : PNG_ITXT_COMPRESSION_NONE;
         to[i].key = from[i].key;
         to[i].text = from[i].value;
         to[i].text_length = ascii ? length : 0;
         to[i].itxt_length = ascii ? 0 : length;
     }
-    return DPK_OK;
 }
 
 int dpk_png_write(const char *path, uint32_t width, uint32_t height, const uint8_t *rgb,
@@ -94,12 +75,10 @@ int dpk_png_write(const char *path, uint32_t width, uint32_t height, const uint8
     struct job job = {.out = &out, .in = -1, .err = err, .path = path};
     png_text *list = NULL;
     int rc = DPK_OK;
-    if (width < 1 || height < 1 || width > MAX_SIZE || height > MAX_SIZE || n_texts > 1000)
-        DPK_FAIL(err, DPK_EARG, "%s: picture of %u x %u with %zu texts", path, width, height,
-                 n_texts);
+    DPK_TRY(dpk_png_check(path, width, height, texts, n_texts, err));
     list = calloc(n_texts + 1, sizeof *list);
     if (!list) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", path);
-    DPK_TRY(fill_texts(list, texts, n_texts, path, err));
+    fill_texts(list, texts, n_texts);
     job.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &job, on_error, on_warning);
     job.info = job.png ? png_create_info_struct(job.png) : NULL;
     if (!job.info) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", path);
@@ -132,7 +111,7 @@ static void on_read(png_structp png, png_bytep data, size_t n) {
 static int decode_info(struct job *job) {
     if (setjmp(png_jmpbuf(job->png))) return job->rc;
     png_set_read_fn(job->png, job, on_read);
-    png_set_user_limits(job->png, MAX_SIZE, MAX_SIZE);
+    png_set_user_limits(job->png, DPK_PNG_MAX_SIDE, DPK_PNG_MAX_SIDE);
     png_set_crc_action(job->png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_read_info(job->png, job->info);
     png_set_palette_to_rgb(job->png);

@@ -61,8 +61,10 @@ static const struct {
 } commands[] = {
     {"generate", dpk_cli_generate}, {"inspect", dpk_cli_inspect}, {"verify", dpk_cli_verify},
     {"run", dpk_cli_run},           {"tokens", dpk_cli_tokens},   {"schedule", dpk_cli_schedule},
-    {"noise", dpk_cli_noise},       {"bench", dpk_cli_bench},     {"bundle", dpk_cli_bundle},
-    {"unbundle", dpk_cli_unbundle},
+    {"noise", dpk_cli_noise},       {"bench", dpk_cli_bench},
+#if DPK_HAS_archive
+    {"bundle", dpk_cli_bundle},     {"unbundle", dpk_cli_unbundle},
+#endif
 };
 
 static bool asks_for_help(const char *arg) { return !strcmp(arg, "--help") || !strcmp(arg, "-h"); }

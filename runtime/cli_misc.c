@@ -27,8 +27,8 @@ int dpk_cli_verify(int argc, char **argv) {
     struct dpk_cli_bar bar;
     int rc = 0, fd = -1;
     if (dpk_cli_parse(argc, argv, options, CLI_N(options), model_name, &path, 1)) return CLI_USAGE;
-    bool bundle = dpk_cli_is_bundle(path);
-    if (bundle) rc = dpk_cli_bundle_model(path, quiet, &fd, &err);
+    bool bundle = DPK_HAS_archive && dpk_cli_is_bundle(path);
+    if (DPK_HAS_archive && bundle) rc = dpk_cli_bundle_model(path, quiet, &fd, &err);
     snprintf(unpacked, sizeof unpacked, "/proc/self/fd/%d", fd);
     dpk_cli_bar_start(&bar, quiet);
     if (!rc) rc = dpk_model_open(&model, bundle ? unpacked : path, &err);

@@ -38,6 +38,8 @@ static int resolve_params(struct dpk_job *job, const dpk_params *params, dpk_err
                  job->n_images);
     if (p->rng != DPK_RNG_CPU && p->rng != DPK_RNG_CUDA)
         DPK_FAIL(err, DPK_EARG, "generator %d, want DPK_RNG_CPU or DPK_RNG_CUDA", p->rng);
+    if (!DPK_HAS_philox && p->rng == DPK_RNG_CUDA)
+        DPK_FAIL(err, DPK_EUNSUPPORTED, "generator cuda: this build is without philox");
     DPK_TRY(dpk_job_check_init(job, err));
     DPK_TRY(dpk_job_size(job, err));
     DPK_TRY(dpk_model_meta_number(m, "pipeline.guidance", 7.5, 0, 1e4, &guidance, err));

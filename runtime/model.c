@@ -204,6 +204,8 @@ int dpk_noise(uint64_t seed, int rng, int dtype, size_t n, float *out, dpk_error
     struct dpk_random r;
     if (rng != DPK_RNG_CPU && rng != DPK_RNG_CUDA)
         DPK_FAIL(err, DPK_EARG, "noise: generator %d, want DPK_RNG_CPU or DPK_RNG_CUDA", rng);
+    if (!DPK_HAS_philox && rng == DPK_RNG_CUDA)
+        DPK_FAIL(err, DPK_EUNSUPPORTED, "noise: generator cuda: this build is without philox");
     if (dtype != DPK_F32 && dtype != DPK_F16 && dtype != DPK_BF16)
         DPK_FAIL(err, DPK_EARG, "noise: type %d, want f32, f16 or bf16", dtype);
     dpk_random_seed(&r, (enum dpk_random_kind)rng, seed, 0);

@@ -1,9 +1,6 @@
-/* torch.randn's two generators.
- *
- * CPU: mt19937 (Matsumoto, Nishimura 1998) as aten/src/ATen/core/MT19937RNGEngine.h, normals as
- * aten/src/ATen/native/cpu/DistributionTemplates.h. CUDA: Philox4x32-10 (Salmon et al. 2011) as
- * cuRAND, one stream per thread, elements dealt to threads as
- * aten/src/ATen/native/cuda/DistributionTemplates.h.
+/* torch.randn of the CPU: mt19937 (Matsumoto, Nishimura 1998) as
+ * aten/src/ATen/core/MT19937RNGEngine.h, normals as
+ * aten/src/ATen/native/cpu/DistributionTemplates.h. That of CUDA: random_philox.c.
  *
  * Logarithm, sine and cosine are taken in double from float32 arguments and rounded, so that the
  * numbers do not depend on the C library. */
@@ -111,63 +108,6 @@ static void draw_few(struct dpk_random *r, int dtype, size_t n, float *out) {
     }
 }
 
-/* ---- CUDA
- * ------------------------------------------------------------------------------------- */
-
-static void philox(uint64_t seed, uint64_t counter, uint64_t thread, uint32_t out[4]) {
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    uint32_t c0 = (uint32_t)counter, c1 = (uint32_t)(counter >> 32);
-    uint32_t c2 = (uint32_t)thread, c3 = (uint32_t)(thread >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = UINT64_C(0xd2511f53) * c0, p1 = UINT64_C(0xcd9e8d57) * c2;
-        uint32_t n0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)p1;
-        c3 = (uint32_t)p0;
-        c0 = n0;
-        c2 = n2;
-        k0 += 0x9e3779b9u;
-        k1 += 0xbb67ae85u;
-    }
-    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
-}
-
-static void box_muller_cuda(uint32_t x, uint32_t y, float out[2]) {
-    float u = (float)x * 0x1p-32f + 0x1p-33f;
-    float v = (float)y * (float)(0x1p-32 * 2 * M_PI) + (float)(0x1p-33 * 2 * M_PI);
-    float s = (float)sqrt(-2.0 * log(u));
-    out[0] = s * (float)sin(v);
-    out[1] = s * (float)cos(v);
-}
-
-/* How many threads share a draw of n values, and how often each makes four. */
-static size_t cuda_threads(const struct dpk_random *r, size_t n) {
-    const size_t blocks = (n + 255) / 256;
-    return blocks * 256 < r->threads ? blocks * 256 : r->threads;
-}
-
-static uint64_t cuda_rounds(const struct dpk_random *r, size_t n) {
-    const size_t threads = cuda_threads(r, n);
-    return (n + 4 * threads - 1) / (4 * threads);
-}
-
-static void draw_cuda(struct dpk_random *r, int dtype, size_t n, float *out) {
-    const size_t threads = cuda_threads(r, n);
-    const uint64_t rounds = cuda_rounds(r, n);
-    for (uint64_t round = 0; round < rounds; round++) {
-        for (size_t k = 0; k < threads; k++) {
-            size_t at = k + round * 4 * threads;
-            if (at >= n) break;
-            uint32_t word[4];
-            float v[4];
-            philox(r->seed, r->offset / 4 + round, k, word);
-            box_muller_cuda(word[0], word[1], v);
-            box_muller_cuda(word[2], word[3], v + 2);
-            for (int j = 0; j < 4 && at < n; j++, at += threads) out[at] = round_to(dtype, v[j]);
-        }
-    }
-    r->offset += 4 * rounds;
-}
-
 /* ---- Interface
  * -------------------------------------------------------------------------------- */
 
@@ -185,11 +125,16 @@ void dpk_random_seed(struct dpk_random *r, enum dpk_random_kind kind, uint64_t s
 
 void dpk_random_normal(struct dpk_random *r, int dtype, size_t n, float *out) {
     if (n == 0) return;
-    if (r->kind == DPK_RANDOM_CUDA) draw_cuda(r, dtype, n, out);
-    else if (n < BLOCK) draw_few(r, dtype, n, out);
-    else draw_cpu(r, dtype, n, out);
+    if (DPK_HAS_philox && r->kind == DPK_RANDOM_CUDA) {
+        dpk_random_philox(r, n, out);
+        for (size_t i = 0; i < n; i++) out[i] = round_to(dtype, out[i]);
+    } else if (n < BLOCK) {
+        draw_few(r, dtype, n, out);
+    } else {
+        draw_cpu(r, dtype, n, out);
+    }
 }
 
 void dpk_random_skip(struct dpk_random *r, size_t n) {
-    if (n) r->offset += 4 * cuda_rounds(r, n);
+    if (DPK_HAS_philox && n) dpk_random_philox(r, n, NULL);
 }

@@ -45,4 +45,8 @@ void dpk_random_normal(struct dpk_random *r, int dtype, size_t n, float *out);
 /* Advance a generator of a CUDA device as a draw of n values does, without making them. */
 void dpk_random_skip(struct dpk_random *r, size_t n);
 
+/* What a DPK_RANDOM_CUDA generator draws, not rounded; out NULL: it only advances. A build may be
+ * without (random_philox.c), and must then not be asked for this kind. */
+void dpk_random_philox(struct dpk_random *r, size_t n, float *out);
+
 #endif

@@ -130,11 +130,27 @@ static int choose_isa(const char *name, int *isa, dpk_error *err) {
     return dpk_error_set(err, DPK_EARG, "instruction set %s: this build has %s", name, built);
 }
 
-/* A cache size of the system, or `otherwise` where it does not tell (containers and some virtual
- * machines do not). */
-static size_t cache_bytes(int name, size_t otherwise) {
-    long n = sysconf(name);
-    return n > 0 ? (size_t)n : otherwise;
+/* A line of a file of Linux about the first core's cache; "" where there is none. */
+static const char *read_cache_line(int index, const char *name, char line[32]) {
+    char path[80];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, name);
+    FILE *f = fopen(path, "re");
+    if (!f || !fgets(line, 32, f)) line[0] = 0;
+    if (f) fclose(f);
+    return line;
+}
+
+/* Size of the data cache of this level, or `otherwise` where the system does not tell (containers
+ * and some virtual machines do not). */
+static size_t cache_bytes(int level, size_t otherwise) {
+    for (int i = 0; i < 8; i++) {
+        char line[32];
+        if (atoi(read_cache_line(i, "level", line)) != level) continue;
+        if (read_cache_line(i, "type", line)[0] == 'I') continue; /* Instruction */
+        size_t kib = strtoul(read_cache_line(i, "size", line), NULL, 10); /* "48K" */
+        if (kib > 0 && kib < 1 << 20) return kib << 10;
+    }
+    return otherwise;
 }
 
 int dpk_cpu_create(struct dpk_backend **be, int n_threads, const char *isa, int act_dtype,
@@ -160,9 +176,9 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
     cpu->k = dpk_kernels_get(cpu->isa);
     cpu->dot = !o->no_dot && dpk_isa_has_dot(cpu->isa);
     cpu->winograd = !o->no_winograd;
-    cpu->l1_bytes = cache_bytes(_SC_LEVEL1_DCACHE_SIZE, 32 << 10);
-    cpu->l2_bytes = cache_bytes(_SC_LEVEL2_CACHE_SIZE, 512 << 10);
-    cpu->l3_bytes = cache_bytes(_SC_LEVEL3_CACHE_SIZE, 8 << 20);
+    cpu->l1_bytes = cache_bytes(1, 32 << 10);
+    cpu->l2_bytes = cache_bytes(2, 512 << 10);
+    cpu->l3_bytes = cache_bytes(3, 8 << 20);
     DPK_TRY(dpk_pool_create(&cpu->pool, o->n_threads, err));
     int n = dpk_pool_workers(cpu->pool);
     snprintf(cpu->detail, sizeof cpu->detail, "%s, %d thread%s", dpk_isa_name(cpu->isa), n,
@@ -179,7 +195,7 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
         .attach = cpu_attach,
         .scratch_bytes = cpu_scratch_bytes,
         .in_place = cpu_in_place,
-        .rows8_bytes = cpu_rows8_bytes,
+        .rows8_bytes = DPK_HAS_int8 ? cpu_rows8_bytes : NULL,
         .rows_scratch = dpk_cpu_rows_scratch,
         .run_rows = dpk_cpu_run_rows,
         .run = cpu_run,

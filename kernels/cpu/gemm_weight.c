@@ -36,6 +36,7 @@ bool dpk_gemm_weight(struct dpk_gemm *g, const struct dpk_cpu *cpu, const struct
         choose_tile(g, cpu, x_dtype, tile_dtype);
     }
     if (!g->tile || group == 0) return false;
+    if (g->strip_dtype && !g->k->widen_s8) return false; /* a build without int8 */
     if (w->shape.rank == 4) taps = (uint64_t)w->shape.dim[1] * (uint64_t)w->shape.dim[2];
     g->c_padded = dpk_round_up((size_t)channels, (size_t)group);
     if (taps * g->c_padded > (g->a_dtype == DPK_S8 ? DPK_MAX_INT8_K : INT32_MAX)) return false;

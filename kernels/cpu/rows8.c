@@ -6,9 +6,10 @@
 #include <string.h>
 
 struct dpk_rows8 dpk_rows8_of(const struct dpk_cpu *cpu, int dtype, uint32_t flags) {
+    const struct dpk_tile_kernel *tile = dpk_cpu_tile_s8(cpu->isa, cpu->dot);
     return (struct dpk_rows8){
         .k = cpu->k,
-        .format = dpk_cpu_tile_s8(cpu->isa, cpu->dot)->a_format,
+        .format = tile ? tile->a_format : DPK_A_FLOAT,
         .dtype = dtype,
         .torchao = flags & DPK_TENSOR_TORCHAO,
     };

@@ -6,6 +6,8 @@ function hex(text, n, i) {
     return n
 }
 function group(object) {
+    if (object ~ /neonbf16\.o$/) return "kernels, NEON BF16"
+    if (object ~ /neon(dot)?\.o$/) return "kernels, NEON"
     if (object ~ /avx512bf16\.o$/) return "kernels, AVX-512 BF16"
     if (object ~ /avx512\.o$/) return "kernels, AVX-512"
     if (object ~ /avx2\.o$/) return "kernels, AVX2"
@@ -17,6 +19,20 @@ function group(object) {
     if (object ~ /^(cli|npy|png)/) return "command line, PNG and NPY"
     if (object ~ /\(none\)/) return "C library's start-up code"
     return "planner, executor, text to image"
+}
+# What leaving out parts would save, by names of make WITHOUT=.
+function count(object, bytes) {
+    if (match(object, /(avx2|avx512|avx512bf16|neon|neondot|neonbf16)\.o$/)) {
+        level = substr(object, RSTART, RLENGTH - 2)
+        if (level == "neondot") level = "neon"
+        left[level] += bytes
+        if (level == "avx512bf16") left["avx512"] += bytes
+        if (level == "neonbf16") left["neon"] += bytes
+    }
+    if (object ~ /^tile_s8_|^quantize\./) left["int8"] += bytes
+    if (object ~ /^random_philox/) left["philox"] += bytes
+    if (object ~ /^cli_bundle/) left["archive"] += bytes
+    if (object ~ /^png\./) left["png"] += bytes
 }
 /^Linker script and memory map/ { on = 1 }
 !on { next }
@@ -30,10 +46,13 @@ function group(object) {
     bytes = hex($3)
     sum[group(object)] += bytes
     total += bytes
+    count(object, bytes)
 }
 END {
     for (g in sum) printf "%9d  %s\n", sum[g], g | "sort -rn"
     close("sort -rn")
     printf "%9d  headers, symbols, relocations, padding\n", file - total
     printf "%9d  stripped diffpak\n", file
+    print "of which make WITHOUT=... leaves out:"
+    for (p in left) printf "%9d  %s\n", left[p], p | "sort -rn"
 }

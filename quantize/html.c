@@ -26,7 +26,8 @@ static const char style[] =
     "padding:.6rem .75rem}\n"
     ".tiles b{display:block;font-size:1.3rem;line-height:1.3}.tiles span{color:var(--soft);"
     "font-size:.85rem}\n"
-    ".shots{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem}\n"
+    ".shots{display:grid;grid-template-columns:repeat(auto-fit,minmax(9rem,1fr));gap:.6rem;"
+    "margin-bottom:1.25rem}\n"
     "figure{margin:0}figcaption{color:var(--soft);font-size:.85rem}\n"
     "img{display:block;width:100%;height:auto;border-radius:.3rem;background:#000}\n"
     "svg{display:block;width:100%;max-width:46rem;height:auto;background:var(--card);"
@@ -46,7 +47,11 @@ static const char style[] =
     "white-space:nowrap}\n"
     "td:first-child,th:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere;"
     "min-width:11rem}\n"
-    "th{color:var(--soft);font-weight:600}summary{cursor:pointer;margin:.75rem 0}\n";
+    "th{color:var(--soft);font-weight:600}summary{cursor:pointer;margin:.75rem 0}\n"
+    /* Phones: what a layer costs fits beside its name, its shape and size do not. */
+    "@media (max-width:34rem){td,th{padding:.25rem}th{white-space:normal}"
+    "td:first-child,th:first-child{min-width:8rem}.costs td:nth-child(2),"
+    ".costs th:nth-child(2),.costs td:nth-child(6),.costs th:nth-child(6){display:none}}\n";
 
 struct page {
     FILE *out;
@@ -211,7 +216,8 @@ static void layer_row(const struct page *p, size_t i) {
 }
 
 static void table_head(const struct page *p) {
-    fputs("<div class=\"wide\"><table>\n<tr><th>layer</th><th>in, out</th><th>weight SQNR</th>"
+    fputs("<div class=\"wide\"><table class=\"costs\">\n<tr><th>layer</th><th>in, "
+          "out</th><th>weight SQNR</th>"
           "<th>output error</th><th>share</th><th>size</th></tr>\n",
           p->out);
 }

@@ -1,6 +1,6 @@
 /* attention: softmax(scale q k^T + bias + masks) v per head, see ops.def.
  *
- * Three ways. Of bfloat16 with heads up to 160 channels, flash attention on tensor cores (Dao, 2023):
+ * Of bfloat16 with heads up to 160 channels, flash attention on tensor cores (Dao, 2023):
  * a block has BQ = 64 MI query rows of a head, four warps of 16 MI rows each, and walks the keys in
  * tiles of BK, two buffers deep: the next tile's K and V come by cp.async while this one is
  * multiplied.
@@ -19,55 +19,9 @@
  * Bound at d = 64 by 2^x: 16 a cycle and multiprocessor, as long as both products together; at
  * mma.sync rates FA2 has 298 TFLOP/s on an H100. Not measured here.
  *
- * Longer heads of bfloat16 (the decoder's, of 512) are two cuBLASLt products around a softmax over
- * rows of scratch, a piece of the queries at a time. Everything else is a kernel of float32
- * arithmetic, R query rows a block, tiles of 32 keys. */
-#include "lt.h"
+ * Longer heads, and float32: attention_plain.cu. */
+#include "attention.cuh"
 #include "mma.cuh"
-
-#include "epilogue.cuh"
-
-#include <float.h>
-
-struct attention_args {
-    const void *q, *k, *v;                  /* at the first channel of head 0 */
-    void *out;                              /* [images][lq][heads * d] */
-    const int *mask;                        /* [images][lk] or NULL */
-    const void *bias;                       /* [heads][lq][lk] or NULL */
-    long long q_stride, k_stride, v_stride; /* elements between rows */
-    int images, lq, lk, heads, d;
-    int causal, aligned; /* aligned: every chunk of 8 channels is whole and at 16 bytes */
-    float scale;         /* times log2(e) */
-};
-
-#define LOG2E 1.4426950408889634f
-
-#ifdef DPK_CUDA_EMU
-static inline float exp2_fast(float x) { return exp2f(x); }
-#else
-__device__ __forceinline__ float exp2_fast(float x) {
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-#endif
-
-__device__ __forceinline__ float finite(float x) { return fmaxf(fminf(x, FLT_MAX), -FLT_MAX); }
-
-/* The logit of a query and a key in powers of two, all terms added; -infinity: not seen. T: of the
- * bias. */
-template <class T>
-__device__ __forceinline__ float full_logit(const attention_args &a, int image, int head, int row,
-                                            int key, float s) {
-    if (key >= a.lk || row >= a.lq || (a.causal && key > row)) return -INFINITY;
-    if (a.mask && !a.mask[(long long)image * a.lk + key]) return -INFINITY;
-    float t = finite(s * a.scale);
-    if (a.bias) {
-        long long at = ((long long)head * a.lq + row) * a.lk + key;
-        t = finite(t + dpk_float(((const T *)a.bias)[at]) * LOG2E);
-    }
-    return t;
-}
 
 /* ---- Flash attention ------------------------------------------------------------------------- */
 
@@ -87,9 +41,9 @@ template <int D_, int MI_, int BK_> struct flash {
 
 /* Rows first .. first + n of a head to shared memory; zeros beyond `end` and beyond d. */
 template <class F>
-__device__ __forceinline__ void load_rows(const attention_args &a, dpk_async &async, dpk_bf16 *to,
-                                          const dpk_bf16 *from, long long stride, int first, int n,
-                                          int end) {
+__device__ __forceinline__ void load_rows(const dpk_attention_args &a, dpk_async &async,
+                                          dpk_bf16 *to, const dpk_bf16 *from, long long stride,
+                                          int first, int n, int end) {
     for (int i = threadIdx.x; i < n * F::CHUNKS; i += F::THREADS) {
         int r = i / F::CHUNKS, c = i % F::CHUNKS * 8;
         bool in = first + r < end && c < a.d;
@@ -157,7 +111,7 @@ __device__ __forceinline__ void tile_softmax(float (&s)[F::MI][F::BK / 8][4], fl
             for (int j = 0; j < F::BK / 8; j++) {
 #pragma unroll
                 for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    s[i][j][e] = exp2_fast(fmaf(s[i][j][e], factor, -base));
+                    s[i][j][e] = dpk_exp2(fmaf(s[i][j][e], factor, -base));
                     sum += s[i][j][e];
                 }
             }
@@ -168,8 +122,9 @@ __device__ __forceinline__ void tile_softmax(float (&s)[F::MI][F::BK / 8][4], fl
 
 /* Every logit of the tile on its own. */
 template <class F>
-__device__ __forceinline__ void full_logits(const attention_args &a, int image, int head, int row0,
-                                            int key0, int lane, float (&s)[F::MI][F::BK / 8][4]) {
+__device__ __forceinline__ void full_logits(const dpk_attention_args &a, int image, int head,
+                                            int row0, int key0, int lane,
+                                            float (&s)[F::MI][F::BK / 8][4]) {
 #pragma unroll
     for (int i = 0; i < F::MI; i++) {
 #pragma unroll
@@ -178,7 +133,7 @@ __device__ __forceinline__ void full_logits(const attention_args &a, int image, 
             for (int e = 0; e < 4; e++) {
                 int row = row0 + i * 16 + (lane >> 2) + e / 2 * 8;
                 int key = key0 + j * 8 + (lane & 3) * 2 + e % 2;
-                s[i][j][e] = full_logit<dpk_bf16>(a, image, head, row, key, s[i][j][e]);
+                s[i][j][e] = dpk_full_logit<dpk_bf16>(a, image, head, row, key, s[i][j][e]);
             }
         }
     }
@@ -210,7 +165,7 @@ __device__ __forceinline__ void add_values(float (&o)[F::MI][F::D / 8][4], const
 /* O / l to the result, through the warp's rows of shared memory. */
 template <class F>
 __device__ __forceinline__ void
-write_rows(const attention_args &a, dpk_bf16 *mine, int image, int head, int row0, int lane,
+write_rows(const dpk_attention_args &a, dpk_bf16 *mine, int image, int head, int row0, int lane,
            const float (&o)[F::MI][F::D / 8][4], float (&l)[F::MI][2]) {
     __syncwarp();
 #pragma unroll
@@ -242,7 +197,7 @@ write_rows(const attention_args &a, dpk_bf16 *mine, int image, int head, int row
 }
 
 template <class F>
-__global__ void __launch_bounds__(F::THREADS) attention_flash(const attention_args a) {
+__global__ void __launch_bounds__(F::THREADS) attention_flash(const dpk_attention_args a) {
     DPK_SHARED_DYNAMIC(dpk_bf16, shared);
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, tiles = (a.lq + F::BQ - 1) / F::BQ;
     int q0 = blockIdx.x % tiles * F::BQ, head = blockIdx.x / tiles % a.heads;
@@ -295,7 +250,7 @@ __global__ void __launch_bounds__(F::THREADS) attention_flash(const attention_ar
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 float base = top[i][h] == -INFINITY ? 0.0f : top[i][h];
-                float alpha = exp2_fast(m[i][h] - base);
+                float alpha = dpk_exp2(m[i][h] - base);
                 l[i][h] = l[i][h] * alpha + sums[i][h];
                 m[i][h] = top[i][h];
 #pragma unroll
@@ -311,142 +266,6 @@ __global__ void __launch_bounds__(F::THREADS) attention_flash(const attention_ar
     write_rows<F>(a, mine, image, head, row0, lane, o, l);
 }
 
-/* ---- Long heads: softmax between two products ------------------------------------------------ */
-
-/* Rows of logits s [n][pitch], unscaled, to probabilities p [n][pitch]: a block a row. Row r of s is
- * query first + r. */
-__global__ void __launch_bounds__(256)
-    attention_softmax(const attention_args a, int image, int head, int first, int pitch,
-                      const float *s, dpk_bf16 *p) {
-    DPK_SHARED(float, partial, [32]);
-    int row = first + blockIdx.x;
-    const float *from = s + (long long)blockIdx.x * pitch;
-    dpk_bf16 *to = p + (long long)blockIdx.x * pitch;
-    float top = -INFINITY, sum = 0.0f;
-    for (int j = threadIdx.x; j < a.lk; j += 256) {
-        top = fmaxf(top, full_logit<dpk_bf16>(a, image, head, row, j, from[j]));
-    }
-    top = dpk_block_max(top, partial);
-    float base = top == -INFINITY ? 0.0f : top;
-    for (int j = threadIdx.x; j < a.lk; j += 256) {
-        sum += exp2_fast(full_logit<dpk_bf16>(a, image, head, row, j, from[j]) - base);
-    }
-    sum = dpk_block_sum(sum, partial);
-    float by = sum > 0.0f ? 1.0f / sum : 0.0f;
-    for (int j = threadIdx.x; j < pitch; j += 256) {
-        float v = j < a.lk ? full_logit<dpk_bf16>(a, image, head, row, j, from[j]) : -INFINITY;
-        to[j] = __float2bfloat16(exp2_fast(v - base) * by);
-    }
-}
-
-/* ---- Everything else ------------------------------------------------------------------------- */
-
-enum { PLAIN_THREADS = 128, PLAIN_KEYS = 32, PLAIN_ROWS = 16, PLAIN_STEP = 64 };
-
-/* Floats of shared memory: queries and results [rows][d], keys, probabilities, three numbers a row. */
-static __host__ __device__ size_t plain_floats(int rows, int d) {
-    return 2 * (size_t)rows * (size_t)d + PLAIN_KEYS * (PLAIN_STEP + 1) +
-           (size_t)PLAIN_KEYS * (size_t)rows + 3 * (size_t)rows;
-}
-
-/* The logits of 32 keys from k0 on: s[key][row]. */
-template <class T>
-__device__ __forceinline__ void plain_logits(const attention_args &a, const T *k, int rows, int k0,
-                                             const float *q, float *keys, float *s) {
-    float acc[PLAIN_ROWS * PLAIN_KEYS / PLAIN_THREADS] = {};
-    int key = threadIdx.x % PLAIN_KEYS, first = threadIdx.x / PLAIN_KEYS;
-    for (int c0 = 0; c0 < a.d; c0 += PLAIN_STEP) {
-        int n = a.d - c0 < PLAIN_STEP ? a.d - c0 : PLAIN_STEP;
-        __syncthreads();
-        for (int i = threadIdx.x; i < PLAIN_KEYS * PLAIN_STEP; i += PLAIN_THREADS) {
-            int j = i / PLAIN_STEP, c = i % PLAIN_STEP;
-            bool in = k0 + j < a.lk && c < n;
-            keys[j * (PLAIN_STEP + 1) + c] =
-                in ? dpk_float(k[(k0 + j) * a.k_stride + c0 + c]) : 0.0f;
-        }
-        __syncthreads();
-        for (int c = 0; c < n; c++) {
-            float x = keys[key * (PLAIN_STEP + 1) + c];
-#pragma unroll
-            for (int i = 0; i < PLAIN_ROWS / 4; i++) {
-                int r = first + 4 * i;
-                if (r < rows) acc[i] += q[r * a.d + c0 + c] * x;
-            }
-        }
-    }
-#pragma unroll
-    for (int i = 0; i < PLAIN_ROWS / 4; i++) {
-        int r = first + 4 * i;
-        if (r < rows) s[key * rows + r] = acc[i];
-    }
-}
-
-template <class T>
-__global__ void __launch_bounds__(PLAIN_THREADS, 3)
-    attention_plain(const attention_args a, int rows) {
-    DPK_SHARED_DYNAMIC(float, q);
-    float *o = q + rows * a.d, *keys = o + rows * a.d, *p = keys + PLAIN_KEYS * (PLAIN_STEP + 1);
-    float *m = p + PLAIN_KEYS * rows, *l = m + rows, *alpha = l + rows;
-    int tiles = (a.lq + rows - 1) / rows, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    int q0 = blockIdx.x % tiles * rows, head = blockIdx.x / tiles % a.heads;
-    int image = blockIdx.x / tiles / a.heads;
-    const T *from = (const T *)a.q + (long long)image * a.lq * a.q_stride + (long long)head * a.d;
-    const T *k = (const T *)a.k + (long long)image * a.lk * a.k_stride + (long long)head * a.d;
-    const T *v = (const T *)a.v + (long long)image * a.lk * a.v_stride + (long long)head * a.d;
-    int end = a.causal && q0 + rows < a.lk ? q0 + rows : a.lk;
-    for (int i = threadIdx.x; i < rows * a.d; i += PLAIN_THREADS) {
-        int r = i / a.d, c = i % a.d;
-        q[i] = q0 + r < a.lq ? dpk_float(from[(q0 + r) * a.q_stride + c]) : 0.0f;
-        o[i] = 0.0f;
-    }
-    if ((int)threadIdx.x < rows) m[threadIdx.x] = -INFINITY, l[threadIdx.x] = 0.0f;
-    for (int k0 = 0; k0 < end; k0 += PLAIN_KEYS) {
-        plain_logits(a, k, rows, k0, q, keys, p);
-        __syncthreads();
-        for (int r = warp; r < rows; r += PLAIN_THREADS / 32) {
-            float t = full_logit<T>(a, image, head, q0 + r, k0 + lane, p[lane * rows + r]);
-            float before = m[r], top = fmaxf(before, dpk_warp_max(t));
-            float base = top == -INFINITY ? 0.0f : top, e = exp2f(t - base);
-            float sum = dpk_warp_sum(e);
-            p[lane * rows + r] = e;
-            __syncwarp();
-            if (lane == 0) {
-                alpha[r] = exp2f(before - base);
-                l[r] = l[r] * alpha[r] + sum;
-                m[r] = top;
-            }
-        }
-        __syncthreads();
-        int n = a.lk - k0 < PLAIN_KEYS ? a.lk - k0 : PLAIN_KEYS;
-        for (int c = threadIdx.x; c < a.d; c += PLAIN_THREADS) {
-            float acc[PLAIN_ROWS];
-#pragma unroll
-            for (int r = 0; r < PLAIN_ROWS; r++) {
-                acc[r] = r < rows ? o[r * a.d + c] * alpha[r] : 0.0f;
-            }
-            for (int j = 0; j < n; j++) {
-                float x = dpk_float(v[(k0 + j) * a.v_stride + c]);
-#pragma unroll
-                for (int r = 0; r < PLAIN_ROWS; r++) {
-                    if (r < rows) acc[r] += p[j * rows + r] * x;
-                }
-            }
-#pragma unroll
-            for (int r = 0; r < PLAIN_ROWS; r++) {
-                if (r < rows) o[r * a.d + c] = acc[r];
-            }
-        }
-        __syncthreads();
-    }
-    for (int i = threadIdx.x; i < rows * a.d; i += PLAIN_THREADS) {
-        int r = i / a.d, c = i % a.d;
-        if (q0 + r >= a.lq) continue;
-        long long at = ((long long)image * a.lq + q0 + r) * ((long long)a.heads * a.d) +
-                       (long long)head * a.d + c;
-        ((T *)a.out)[at] = dpk_round<T>(l[r] > 0.0f ? o[i] / l[r] : 0.0f);
-    }
-}
-
 /* ---- Host ------------------------------------------------------------------------------------ */
 
 static int64_t last_of(const struct dpk_tensor *t) { return t->shape.dim[t->shape.rank - 1]; }
@@ -454,7 +273,7 @@ static int64_t length_of(const struct dpk_tensor *t) {
     return dpk_shape_count(&t->shape) / last_of(t) / t->shape.dim[0];
 }
 
-static int describe(const struct dpk_call *call, attention_args *a, dpk_error *err) {
+static int describe(const struct dpk_call *call, dpk_attention_args *a, dpk_error *err) {
     const struct dpk_attention_attrs *attrs = DPK_ATTRS(attention, call->op);
     const struct dpk_tensor *q = &call->in[DPK_IN(attention, q)];
     const struct dpk_tensor *k = &call->in[DPK_IN(attention, k)];
@@ -462,7 +281,7 @@ static int describe(const struct dpk_call *call, attention_args *a, dpk_error *e
     const struct dpk_tensor *mask = &call->in[DPK_IN(attention, mask)];
     const struct dpk_tensor *bias = &call->in[DPK_IN(attention, bias)];
     size_t bytes = q->dtype == DPK_F32 ? 4 : 2;
-    *a = attention_args();
+    *a = dpk_attention_args();
     int64_t lq = length_of(q), lk = length_of(k), blocks = lq * q->shape.dim[0] * attrs->heads;
     if (blocks > INT32_MAX || lk > INT32_MAX - 64 || lq > INT32_MAX - 128) {
         DPK_FAIL(err, DPK_EUNSUPPORTED,
@@ -483,106 +302,31 @@ static int describe(const struct dpk_call *call, attention_args *a, dpk_error *e
     a->heads = attrs->heads, a->d = attrs->head_dim;
     a->causal = attrs->causal;
     a->scale = attrs->scale > 0.0f ? attrs->scale : 1.0f / sqrtf((float)attrs->head_dim);
-    a->scale *= LOG2E;
+    a->scale *= DPK_LOG2E;
     a->aligned = a->d % 8 == 0 && a->q_stride % 8 == 0 && a->k_stride % 8 == 0 &&
                  a->v_stride % 8 == 0 && attrs->q_off % 8 == 0 && attrs->k_off % 8 == 0 &&
                  attrs->v_off % 8 == 0;
     return DPK_OK;
 }
 
-static bool is_long(const struct dpk_call *call, const attention_args *a) {
+static bool is_long(const struct dpk_call *call, const dpk_attention_args *a) {
     return call->out.dtype == DPK_BF16 && a->d > 160 && a->aligned;
 }
 
-/* Long heads: queries of a piece, and its logits and probabilities in scratch. */
-struct piece {
-    int rows, pitch;
-    size_t probabilities, n_bytes;
-};
-static struct piece piece_of(const attention_args *a) {
-    const size_t most = (size_t)96 << 20;
-    struct piece p;
-    p.pitch = (a->lk + 7) / 8 * 8;
-    size_t rows = most / ((size_t)p.pitch * 6) / 64 * 64;
-    p.rows = rows < 64 ? 64 : rows > (size_t)a->lq ? a->lq : (int)rows;
-    if (p.rows > a->lq) p.rows = a->lq;
-    p.probabilities = ((size_t)p.rows * (size_t)p.pitch * 4 + 255) / 256 * 256;
-    p.n_bytes = p.probabilities + (size_t)p.rows * (size_t)p.pitch * 2;
-    return p;
-}
-
-static struct dpk_lt_product logits_product(const attention_args *a, const struct piece *p, int n) {
-    struct dpk_lt_product q = {};
-    q.m = n, q.n = a->lk, q.k = a->d;
-    q.lda = a->q_stride, q.ldb = a->k_stride, q.ldd = p->pitch;
-    q.batch = 1;
-    q.dtype = DPK_BF16, q.out_dtype = DPK_F32;
-    q.alpha = 1.0f;
-    return q;
-}
-
-static struct dpk_lt_product values_product(const attention_args *a, const struct piece *p, int n) {
-    struct dpk_lt_product q = {};
-    q.m = n, q.n = a->d, q.k = a->lk;
-    q.lda = p->pitch, q.ldb = a->v_stride, q.ldd = (int64_t)a->heads * a->d;
-    q.batch = 1;
-    q.dtype = q.out_dtype = DPK_BF16;
-    q.b_columns = 1;
-    q.alpha = 1.0f;
-    return q;
-}
-
 size_t dpk_cuda_scratch_attention(const struct dpk_cuda *, const struct dpk_call *call) {
-    attention_args a;
+    dpk_attention_args a;
     if (describe(call, &a, NULL) != DPK_OK || !is_long(call, &a)) return 0;
-    return piece_of(&a).n_bytes;
+    return dpk_attention_scratch_long(&a);
 }
 
 int dpk_cuda_prepare_attention(struct dpk_cuda *cuda, const struct dpk_call *call, dpk_error *err) {
-    attention_args a;
+    dpk_attention_args a;
     DPK_TRY(describe(call, &a, err));
-    if (!is_long(call, &a)) return DPK_OK;
-    struct piece p = piece_of(&a);
-    int sizes[2] = {p.rows, a.lq % p.rows};
-    for (int n : sizes) {
-        if (!n) continue;
-        struct dpk_lt_product s = logits_product(&a, &p, n), o = values_product(&a, &p, n);
-        DPK_TRY(dpk_lt_prepare(cuda, &s, err));
-        DPK_TRY(dpk_lt_prepare(cuda, &o, err));
-    }
-    return DPK_OK;
-}
-
-static int run_piece(struct dpk_cuda *cuda, const attention_args *a, const struct piece *p,
-                     char *scratch, int image, int head, int first, dpk_error *err) {
-    int n = a->lq - first < p->rows ? a->lq - first : p->rows;
-    struct dpk_lt_product s = logits_product(a, p, n), o = values_product(a, p, n);
-    int64_t query = (int64_t)image * a->lq + first, key = (int64_t)image * a->lk;
-    const dpk_bf16 *q = (const dpk_bf16 *)a->q + query * a->q_stride + (int64_t)head * a->d;
-    const dpk_bf16 *k = (const dpk_bf16 *)a->k + key * a->k_stride + (int64_t)head * a->d;
-    const dpk_bf16 *v = (const dpk_bf16 *)a->v + key * a->v_stride + (int64_t)head * a->d;
-    dpk_bf16 *out = (dpk_bf16 *)a->out + query * a->heads * a->d + (int64_t)head * a->d;
-    float *sums = (float *)scratch;
-    dpk_bf16 *weights = (dpk_bf16 *)(scratch + p->probabilities);
-    DPK_TRY(dpk_lt_run(cuda, &s, q, k, NULL, sums, NULL, err));
-    DPK_CUDA_TRY(DPK_LAUNCH(attention_softmax, dim3((unsigned)n), dim3(256), 0, cuda->stream, *a,
-                            image, head, first, p->pitch, sums, weights),
-                 "attention", err);
-    return dpk_lt_run(cuda, &o, weights, v, NULL, out, NULL, err);
-}
-
-static int run_long(struct dpk_cuda *cuda, const struct dpk_call *call, const attention_args *a,
-                    dpk_error *err) {
-    struct piece p = piece_of(a);
-    for (int image = 0; image < a->images; image++)
-        for (int head = 0; head < a->heads; head++)
-            for (int first = 0; first < a->lq; first += p.rows)
-                DPK_TRY(run_piece(cuda, a, &p, (char *)call->scratch, image, head, first, err));
-    return DPK_OK;
+    return is_long(call, &a) ? dpk_attention_prepare_long(cuda, &a, err) : DPK_OK;
 }
 
 template <class F>
-static int run_flash(struct dpk_cuda *cuda, const attention_args *a, dpk_error *err) {
+static int run_flash(struct dpk_cuda *cuda, const dpk_attention_args *a, dpk_error *err) {
     int64_t blocks = ((int64_t)a->lq + F::BQ - 1) / F::BQ * a->heads * a->images;
     DPK_CUDA_TRY(DPK_LAUNCH((attention_flash<F>), dim3((unsigned)blocks), dim3(F::THREADS),
                             F::SHARED_BYTES, cuda->stream, *a),
@@ -590,26 +334,11 @@ static int run_flash(struct dpk_cuda *cuda, const attention_args *a, dpk_error *
     return DPK_OK;
 }
 
-template <class T>
-static int run_plain(struct dpk_cuda *cuda, const attention_args *a, dpk_error *err) {
-    const size_t most = 90 << 10;
-    int rows = PLAIN_ROWS;
-    while (rows > 1 && plain_floats(rows, a->d) * 4 > most) rows--;
-    if (plain_floats(rows, a->d) * 4 > most) {
-        DPK_FAIL(err, DPK_EUNSUPPORTED, "cuda attention: heads of %d channels, want less", a->d);
-    }
-    int64_t blocks = ((int64_t)a->lq + rows - 1) / rows * a->heads * a->images;
-    DPK_CUDA_TRY(DPK_LAUNCH(attention_plain<T>, dim3((unsigned)blocks), dim3(PLAIN_THREADS),
-                            plain_floats(rows, a->d) * 4, cuda->stream, *a, rows),
-                 "attention", err);
-    return DPK_OK;
-}
-
 int dpk_cuda_run_attention(struct dpk_cuda *cuda, const struct dpk_call *call, dpk_error *err) {
-    attention_args a;
+    dpk_attention_args a;
     DPK_TRY(describe(call, &a, err));
-    if (call->out.dtype == DPK_F32) return run_plain<float>(cuda, &a, err);
-    if (is_long(call, &a)) return run_long(cuda, call, &a, err);
+    if (call->out.dtype == DPK_F32) return dpk_attention_run_plain(cuda, &a, DPK_F32, err);
+    if (is_long(call, &a)) return dpk_attention_run_long(cuda, &a, call->scratch, err);
     if (a.d <= 32) return run_flash<flash<32, 2, 64>>(cuda, &a, err);
     if (a.d <= 48) return run_flash<flash<48, 2, 64>>(cuda, &a, err);
     if (a.d <= 64) return run_flash<flash<64, 2, 64>>(cuda, &a, err);
@@ -617,5 +346,5 @@ int dpk_cuda_run_attention(struct dpk_cuda *cuda, const struct dpk_call *call, d
     if (a.d <= 96) return run_flash<flash<96, 1, 64>>(cuda, &a, err);
     if (a.d <= 128) return run_flash<flash<128, 1, 64>>(cuda, &a, err);
     if (a.d <= 160) return run_flash<flash<160, 1, 32>>(cuda, &a, err);
-    return run_plain<dpk_bf16>(cuda, &a, err);
+    return dpk_attention_run_plain(cuda, &a, DPK_BF16, err);
 }

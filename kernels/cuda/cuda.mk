@@ -71,7 +71,7 @@ TEST_CUDA := $(patsubst tests/%.cpp,$(BUILD)/tests/%,$(wildcard tests/test_cuda_
 TEST_BIN  += $(TEST_CUDA)
 endif
 TEST_CUDA_OBJ := $(patsubst %,$(BUILD)/obj/emu/%.o,$(wildcard tests/cuda_emu/*.cpp) \
-    $(addprefix kernels/cuda/,attention.cu conv.cu gemm.cu gemm_f32.cu gemm_s8.cu gemm_weight_only.cu linear.cu tune.cu)) \
+    $(addprefix kernels/cuda/,attention.cu attention_plain.cu conv.cu gemm.cu gemm_f32.cu gemm_s8.cu gemm_weight_only.cu linear.cu tune.cu)) \
     $(call obj,$(addprefix formats/,fail.c ops.c ops_check.c ops_shape.c))
 $(TEST_CUDA): $(BUILD)/tests/%: $(BUILD)/obj/emu/tests/%.cpp.o $(TEST_CUDA_OBJ)
 	@mkdir -p $(@D)

@@ -388,7 +388,7 @@ static void test_tiles(void **) {
             int n_w = p.glu ? 2 * ((p.n + 7) / 8 * 8) : (p.n + 15) / 16 * 16;
             int k = (p.conv ? 9 : 1) * ((p.k + 15) / 16 * 16) * (kind ? 1 : 2);
             dpk_gemm_plan plan =
-                dpk_gemm_choose(n_sm, p.conv ? p.images * 121 : p.rows, n_w, (k + 63) / 64, false);
+                dpk_gemm_choose(n_sm, p.conv ? p.images * 121 : p.rows, n_w, (k + 63) / 64, DPK_TILES_ALL);
             seen[plan.tile][plan.splits > 1] = true;
             run_product(&p);
         }

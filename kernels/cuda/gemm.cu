@@ -79,9 +79,14 @@ int dpk_linear_describe(const struct dpk_call *call, struct dpk_linear *l, dpk_e
 
 dpk_gemm_plan dpk_linear_plan(const struct dpk_cuda *cuda, const struct dpk_linear *l,
                               int element_bytes) {
+    const struct dpk_weight *w = &l->call->wt[0];
     int64_t taps = l->conv ? (int64_t)l->pixels.kh * l->pixels.kw : 1;
     int k_tiles = (int)((taps * l->c_pad * element_bytes + 63) / 64);
-    return dpk_gemm_choose(cuda->n_sm, l->m, l->n_w, k_tiles, element_bytes == 2 && !l->aligned);
+    int tiles = element_bytes == 2 && !l->aligned ? DPK_TILES_SMALL
+                : element_bytes == 2 && (w->dtype == DPK_S8 || w->dtype == DPK_S4)
+                    ? DPK_TILES_NARROW
+                    : DPK_TILES_ALL;
+    return dpk_gemm_choose(cuda->n_sm, l->m, l->n_w, k_tiles, tiles);
 }
 
 dpk_epilogue_args dpk_linear_epilogue(const struct dpk_cuda *cuda, const struct dpk_linear *l) {
@@ -148,12 +153,13 @@ static double cost(int n_sm, const struct dpk_gemm_shape &s, int tile, int split
     return waves * steps * tiles[tile].step + sums;
 }
 
-dpk_gemm_plan dpk_gemm_choose(int n_sm, int m, int n_w, int k_tiles, bool small) {
+dpk_gemm_plan dpk_gemm_choose(int n_sm, int m, int n_w, int k_tiles, int tiles) {
     const size_t most = (size_t)64 << 20;
     struct dpk_gemm_shape s = {m, n_w, k_tiles, 0, 0, 1, NULL, (n_w + 15) / 16 * 16};
     dpk_gemm_plan best = {DPK_TILE_SMALL, 1, k_tiles, 0};
     double least = cost(n_sm, s, DPK_TILE_SMALL, 1);
-    for (int tile = small ? DPK_TILE_SMALL : 0; tile < DPK_N_TILES; tile++) {
+    for (int tile = 0; tile < DPK_N_TILES; tile++) {
+        if (!(tiles >> tile & 1)) continue;
         for (int splits = 1; splits <= 16 && splits * 8 <= (k_tiles > 8 ? k_tiles : 8); splits++) {
             size_t bytes = splits > 1 ? (size_t)splits * (size_t)m * (size_t)s.partial_n * 4 : 0;
             double c = cost(n_sm, s, tile, splits);

@@ -49,6 +49,12 @@ typedef dpk_gemm_tile<128, 128, 4, 2, 4, 2> dpk_tile_square;
 typedef dpk_gemm_tile<64, 64, 2, 2, 4, 4> dpk_tile_small;
 
 enum dpk_gemm_tile_id { DPK_TILE_WIDE, DPK_TILE_SQUARE, DPK_TILE_SMALL, DPK_N_TILES };
+/* Sets of them: kernels are not there for every tile, or the plugin would be twice as large. */
+enum dpk_gemm_tiles {
+    DPK_TILES_SMALL = 1 << DPK_TILE_SMALL,
+    DPK_TILES_NARROW = 1 << DPK_TILE_SQUARE | DPK_TILES_SMALL, /* of widened weights */
+    DPK_TILES_ALL = 1 << DPK_TILE_WIDE | DPK_TILES_NARROW
+};
 
 struct dpk_gemm_shape {
     int m, n_w;  /* rows of A, rows of W */
@@ -130,6 +136,7 @@ dpk_gemm_finish(const dpk_gemm_shape &s, const dpk_epilogue_args &e,
             to[8 * Tile::PITCH] = acc[i][j][2], to[8 * Tile::PITCH + 1] = acc[i][j][3];
         }
         __syncwarp();
+#pragma unroll 1
         for (int u = lane; u < 16 * UNITS; u += 32) {
             int r = u / UNITS, c = u % UNITS * W;
             if (row + r >= s.m || column + c >= s.n_w) continue;
@@ -237,8 +244,8 @@ struct dpk_gemm_plan {
     size_t partial_bytes; /* of scratch, 0 if splits is 1 */
 };
 /* The tile and the splits that take fewest tile steps on this device, by the number of waves.
- * m, n_w, k_tiles: as in dpk_gemm_shape. small: only the small tile will do. */
-dpk_gemm_plan dpk_gemm_choose(int n_sm, int m, int n_w, int k_tiles, bool small);
+ * m, n_w, k_tiles: as in dpk_gemm_shape. tiles: enum dpk_gemm_tiles. */
+dpk_gemm_plan dpk_gemm_choose(int n_sm, int m, int n_w, int k_tiles, int tiles);
 
 /* Sums [splits][m][partial_n] in memory to the result. */
 template <class Acc, bool GLU>
@@ -278,9 +285,11 @@ int dpk_gemm_launch(struct dpk_cuda *cuda, const dpk_gemm_plan &plan, int m, int
                     const typename LoadA<64, 128>::args &a, const typename LoadB<64, 128>::args &b,
                     const dpk_epilogue_args &e, dpk_error *err) {
     dpk_gemm_shape s = {m, n_w, plan.k_tiles, 0, 0, plan.splits, partial, (n_w + 15) / 16 * 16};
-    if constexpr (!LoadA<64, 128>::SMALL) {
+    if constexpr (!LoadA<64, 128>::SMALL && !LoadB<64, 128>::STAGED) {
         if (plan.tile == DPK_TILE_WIDE)
             return dpk_gemm_launch_tile<T, dpk_tile_wide, LoadA, LoadB, GLU>(cuda, s, a, b, e, err);
+    }
+    if constexpr (!LoadA<64, 128>::SMALL) {
         if (plan.tile == DPK_TILE_SQUARE)
             return dpk_gemm_launch_tile<T, dpk_tile_square, LoadA, LoadB, GLU>(cuda, s, a, b, e,
                                                                                err);

@@ -117,6 +117,7 @@ __global__ void __launch_bounds__(256) gemm_f32(const f32_args a, const dpk_epil
     for (int i = 0; i < 4; i++) dpk_store16(sums + (ty + i) * SUMS_PITCH + tx, acc[i]);
     __syncthreads();
     enum { W = GLU ? 16 : 8, UNITS = TILE / W };
+#pragma unroll 1
     for (int u = threadIdx.x; u < TILE * UNITS; u += 256) {
         int m = m0 + u / UNITS, c = u % UNITS * W, j = GLU ? (n0 + c) / 2 : n0 + c;
         if (m >= a.m || j >= e.n) continue;

@@ -15,23 +15,19 @@ static int run(struct dpk_cuda *cuda, const struct dpk_linear *l, const Args &a,
     dpk_epilogue_args e = dpk_linear_epilogue(cuda, l);
     dpk_dequant_args b = dpk_dequant_of(w, l);
     void *partial = l->call->scratch;
-    if constexpr (CONV) {
-        return w->dtype == DPK_S8
-                   ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, false>(cuda, plan, l->m, l->n_w,
-                                                                         partial, a, b, e, err)
-                   : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, false>(cuda, plan, l->m, l->n_w,
-                                                                         partial, a, b, e, err);
-    }
-    if (w->dtype == DPK_S8) {
-        return l->glu ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, true>(cuda, plan, l->m, l->n_w,
+    bool s8 = w->dtype == DPK_S8;
+    if constexpr (!CONV) {
+        if (l->glu) {
+            return s8 ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, true>(cuda, plan, l->m, l->n_w,
                                                                            partial, a, b, e, err)
-                      : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, false>(
-                            cuda, plan, l->m, l->n_w, partial, a, b, e, err);
+                      : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, true>(cuda, plan, l->m, l->n_w,
+                                                                           partial, a, b, e, err);
+        }
     }
-    return l->glu ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, true>(cuda, plan, l->m, l->n_w,
-                                                                       partial, a, b, e, err)
-                  : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, false>(cuda, plan, l->m, l->n_w,
-                                                                        partial, a, b, e, err);
+    return s8 ? dpk_gemm_launch<dpk_bf16, Load, dpk_load_s8, false>(cuda, plan, l->m, l->n_w,
+                                                                    partial, a, b, e, err)
+              : dpk_gemm_launch<dpk_bf16, Load, dpk_load_s4, false>(cuda, plan, l->m, l->n_w,
+                                                                    partial, a, b, e, err);
 }
 
 int dpk_linear_run_quantized(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_error *err) {

@@ -140,6 +140,7 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(
 	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
 
 include tests/fuzz.mk
+include tests/aarch64.mk
 include kernels/cuda/cuda.mk
 
 # Scripts that test the built programs; they print their totals like the unit tests.

@@ -51,6 +51,7 @@ static struct dpk_lt_product second_segment(const struct dpk_linear *l) {
     struct dpk_lt_product p = dpk_linear_lt(l, true);
     p.k = p.lda = l->k2;
     p.add = true;
+    if (l->k % 4) p.align = 4; /* its weights begin at l->k, of float32 */
     return p;
 }
 

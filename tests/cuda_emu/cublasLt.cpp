@@ -206,7 +206,8 @@ cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cublasLtM
     for (uint32_t each : pref->align)
         if (each < align) align = each;
     uint64_t sums = p.d.rows * p.d.cols * 4 * 2;
-    for (int id = 0; id < DPK_EMU_LT_ALGOS && *n_results < n_requested; id++) {
+    for (int i = 0; i < DPK_EMU_LT_ALGOS && *n_results < n_requested; i++) {
+        int id = (int)((sum_of(&p) / 7 + (uint64_t)i) % DPK_EMU_LT_ALGOS);
         uint64_t workspace = id == 1 ? sums : 0, want = id == 2 ? 16 : 4;
         if (workspace > pref->workspace || want > align) continue;
         cublasLtMatmulHeuristicResult_t *r = &results[(*n_results)++];

@@ -1,6 +1,7 @@
 /* The part of cuBLASLt that the backend uses, on the emulated device: products in plain loops, and
- * every rule about arguments that the real one has, as errors. Algorithms are made up: the first
- * needs nothing, the others split K through the workspace, or want aligned operands. */
+ * every rule about arguments that the real one has, as errors. Algorithms are made up: one needs
+ * nothing, one splits K through the workspace, one wants aligned operands; which comes first
+ * differs from shape to shape. */
 #ifndef DPK_EMU_CUBLASLT_H
 #define DPK_EMU_CUBLASLT_H
 

@@ -72,7 +72,7 @@ deb:
 ## size: what each part costs in the stripped diffpak
 size: $(BIN)/diffpak
 	$(Q)$(CC) $(LDFLAGS) -Wl,-Map=$(BUILD)/size.map $(call obj,$(CLI_SRC)) $(LIB)/libdiffpak.a $(CLI_LIBS) -o $(BUILD)/size.bin
-	$(Q)strip $(BUILD)/size.bin
+	$(Q)$(CROSS:%=%-)strip $(BUILD)/size.bin
 	$(Q)awk -v file=$$(wc -c <$(BUILD)/size.bin) -f $(PACKAGE)/size.awk $(BUILD)/size.map
 
 .PHONY: install uninstall dist deb size

@@ -11,6 +11,7 @@ struct request {
     const char *path, *program;
     bool tensors, json;
     uint32_t width, height, batch;
+    uint64_t limit, least; /* bytes; least is filled in where there is a limit */
 };
 
 /* ---- Sizes -------------------------------------------------------------------------------- */
@@ -144,7 +145,27 @@ static void print_operators(const struct dpk_file *f, const struct dpk_program *
     }
 }
 
-static void print_plan(const struct dpk_cli_plan *c) {
+static void print_memory(const struct request *q, const struct dpk_job *job) {
+    const uint64_t need = job->plan.arena_bytes + job->host_bytes;
+    for (uint32_t i = 0; i < job->plan.n_stages; i++) {
+        const struct dpk_plan_stage *s = &job->plan.stages[i];
+        const struct dpk_cli_memory m = dpk_cli_stage_memory(&job->plan, s);
+        printf("    %-8s %12.3f MB at once", s->program->name, (double)m.alive_bytes / 1e6);
+        if (m.n_parts)
+            printf("; %u part%s row by row, %d or more at a time", m.n_parts,
+                   m.n_parts > 1 ? "s" : "", m.rows);
+        if (m.again > 0) printf(", %.1f %% of the work again", 100 * m.again);
+        putchar('\n');
+    }
+    printf("    planned peak memory %.3f MB: arena %.3f MB, host buffers %.3f MB\n",
+           (double)need / 1e6, (double)job->plan.arena_bytes / 1e6, (double)job->host_bytes / 1e6);
+    if (!q->limit) return;
+    printf("    memory limit %.3f MB%s; the least that can be met is %llu bytes\n",
+           (double)q->limit / 1e6, need > q->limit ? " is too low" : "",
+           (unsigned long long)q->least);
+}
+
+static void print_plan(const struct request *q, const struct dpk_cli_plan *c) {
     const struct dpk_job *job = &c->job;
     printf("\n%ux%u, %u picture%s, guidance %g, %u steps:\n", job->params.width, job->params.height,
            job->n_images, job->n_images > 1 ? "s" : "", (double)job->params.guidance,
@@ -155,11 +176,7 @@ static void print_plan(const struct dpk_cli_plan *c) {
                job->plan.stages[i].program->name, job->plan.stages[i].program->n_ops,
                cost.flops / 1e9, cost.bytes / 1e9);
     }
-    printf("    planned peak memory %.3f MB: arena %.3f MB, host buffers %.3f MB (no plan can do "
-           "with less than %.3f MB)\n",
-           (double)(job->plan.arena_bytes + job->host_bytes) / 1e6,
-           (double)job->plan.arena_bytes / 1e6, (double)job->host_bytes / 1e6,
-           (double)job->plan.live_bytes / 1e6);
+    print_memory(q, job);
 }
 
 static void print_all(const struct request *q, const dpk_model *model,
@@ -178,7 +195,7 @@ static void print_all(const struct request *q, const dpk_model *model,
     if (q->program)
         print_operators(f, dpk_file_program(f, q->program),
                         plan ? dpk_cli_plan_stage(plan, q->program) : NULL);
-    if (plan) print_plan(plan);
+    if (plan) print_plan(q, plan);
 }
 
 /* ---- For programs ------------------------------------------------------------------------- */
@@ -301,7 +318,7 @@ static void json_operator(struct dpk_cli_json *j, const struct dpk_file *f,
     dpk_cli_json_close(j, '}');
 }
 
-static void json_plan(struct dpk_cli_json *j, const struct dpk_job *job) {
+static void json_plan(struct dpk_cli_json *j, const struct request *q, const struct dpk_job *job) {
     dpk_cli_json_line(j);
     dpk_cli_json_open(j, "plan", '{');
     dpk_cli_json_number(j, "width", job->params.width);
@@ -312,6 +329,8 @@ static void json_plan(struct dpk_cli_json *j, const struct dpk_job *job) {
     dpk_cli_json_number(j, "live_bytes", (double)job->plan.live_bytes);
     dpk_cli_json_number(j, "host_bytes", (double)job->host_bytes);
     dpk_cli_json_number(j, "peak_bytes", (double)(job->plan.arena_bytes + job->host_bytes));
+    if (q->limit) dpk_cli_json_number(j, "limit_bytes", (double)q->limit);
+    if (q->limit) dpk_cli_json_number(j, "least_bytes", (double)q->least);
     dpk_cli_json_open(j, "stages", '[');
     for (uint32_t i = 0; i < job->plan.n_stages; i++) {
         struct dpk_cost cost = dpk_cli_stage_cost(&job->plan.stages[i]);
@@ -320,6 +339,11 @@ static void json_plan(struct dpk_cli_json *j, const struct dpk_job *job) {
         dpk_cli_json_number(j, "operators", job->plan.stages[i].program->n_ops);
         dpk_cli_json_number(j, "flops", cost.flops);
         dpk_cli_json_number(j, "bytes", cost.bytes);
+        const struct dpk_cli_memory m = dpk_cli_stage_memory(&job->plan, &job->plan.stages[i]);
+        dpk_cli_json_number(j, "alive_bytes", (double)m.alive_bytes);
+        dpk_cli_json_number(j, "parts_by_rows", m.n_parts);
+        dpk_cli_json_number(j, "rows", m.rows);
+        dpk_cli_json_number(j, "work_again", m.again);
         dpk_cli_json_close(j, '}');
     }
     dpk_cli_json_close(j, ']');
@@ -358,14 +382,14 @@ static void json_all(const struct request *q, const dpk_model *model,
             json_operator(&j, f, p, i, plan ? dpk_cli_plan_stage(plan, q->program) : NULL);
         dpk_cli_json_close(&j, ']');
     }
-    if (plan) json_plan(&j, &plan->job);
+    if (plan) json_plan(&j, q, &plan->job);
     dpk_cli_json_close(&j, '}');
     dpk_cli_json_line(&j);
 }
 
 /* ---- Command ------------------------------------------------------------------------------ */
 
-static int inspect(const struct request *q, dpk_error *err) {
+static int inspect(struct request *q, dpk_error *err) {
     int rc = DPK_OK;
     dpk_model *model = NULL;
     dpk_session *session = NULL;
@@ -373,12 +397,15 @@ static int inspect(const struct request *q, dpk_error *err) {
     DPK_TRY(dpk_model_open(&model, q->path, err));
     if (q->program && !dpk_file_program(dpk_cli_model_file(model), q->program))
         DPK_FAIL(err, DPK_EARG, "%s: no program %.40s", q->path, q->program);
-    if (q->width || q->height || q->batch) {
+    if (q->width || q->height || q->batch || q->limit) {
         dpk_params params = dpk_params_default();
+        dpk_session_options options = dpk_session_options_default();
+        options.memory_limit = q->limit;
         params.width = q->width, params.height = q->height;
         if (q->batch) params.images_per_prompt = q->batch;
-        DPK_TRY(dpk_session_create(&session, model, NULL, err));
+        DPK_TRY(dpk_session_create(&session, model, &options, err));
         DPK_TRY(dpk_cli_plan_make(&plan, session, &params, q->program, err));
+        if (q->limit) DPK_TRY(dpk_cli_plan_least(session, &params, &q->least, err));
         planned = &plan;
     }
     if (q->json) json_all(q, model, planned);
@@ -394,9 +421,10 @@ int dpk_cli_inspect(int argc, char **argv) {
     struct request q = {0};
     const char *const names[] = {"MODEL.dpk"};
     const struct dpk_cli_option options[] = {
-        {"--tensors", NULL, CLI_FLAG, &q.tensors}, {"--program", NULL, CLI_TEXT, &q.program},
-        {"--json", NULL, CLI_FLAG, &q.json},       {"--width", NULL, CLI_COUNT, &q.width},
-        {"--height", NULL, CLI_COUNT, &q.height},  {"--batch", NULL, CLI_COUNT, &q.batch},
+        {"--tensors", NULL, CLI_FLAG, &q.tensors},     {"--program", NULL, CLI_TEXT, &q.program},
+        {"--json", NULL, CLI_FLAG, &q.json},           {"--width", NULL, CLI_COUNT, &q.width},
+        {"--height", NULL, CLI_COUNT, &q.height},      {"--batch", NULL, CLI_COUNT, &q.batch},
+        {"--memory-limit", NULL, CLI_BYTES, &q.limit},
     };
     dpk_error err;
     if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q.path, 1)) return CLI_USAGE;

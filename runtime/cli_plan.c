@@ -47,4 +47,33 @@ struct dpk_cost dpk_cli_stage_cost(const struct dpk_plan_stage *stage) {
     return sum;
 }
 
+struct dpk_cli_memory dpk_cli_stage_memory(const struct dpk_plan *plan,
+                                           const struct dpk_plan_stage *stage) {
+    struct dpk_cli_memory m = {0};
+    const double flops = dpk_cli_stage_cost(stage).flops;
+    for (uint32_t t = stage->begin; t <= stage->end; t++)
+        if (plan->live[t] > m.alive_bytes) m.alive_bytes = plan->live[t];
+    for (uint32_t i = 0; i < stage->n_parts; i++) {
+        const struct dpk_plan_part *p = &stage->parts[i];
+        if (!p->rows) continue;
+        m.n_parts++;
+        if (!m.rows || p->rows < m.rows) m.rows = p->rows;
+        m.again += dpk_plan_extra(stage, p) / flops;
+    }
+    return m;
+}
+
+int dpk_cli_plan_least(dpk_session *session, const dpk_params *params, uint64_t *n_bytes,
+                       dpk_error *err) {
+    int rc = DPK_OK;
+    dpk_info info;
+    const uint64_t limit = session->memory_limit;
+    session->memory_limit = 1;
+    DPK_TRY(dpk_session_plan(session, params, &info, err));
+    *n_bytes = info.peak_bytes;
+done:
+    session->memory_limit = limit;
+    return rc;
+}
+
 const struct dpk_file *dpk_cli_model_file(const dpk_model *model) { return &model->file; }

@@ -30,6 +30,12 @@ model=$tmp/model.dpk
 works "$bin/diffpak-convert" models/shapes-xl -o "$model"
 works "$bin/diffpak" verify "$model"
 works "$bin/diffpak" inspect "$model" --width 128 --height 128 --batch 2
+works "$bin/diffpak" inspect "$model" --width 256 --height 192 --memory-limit 1K
+least=$(sed -n 's/.* is too low; the least that can be met is \([0-9]*\) bytes/\1/p' "$tmp/out")
+[ -n "$least" ] && ok "inspect says the least limit: $least" || bad "inspect says no least limit"
+works "$bin/diffpak" generate "$model" -p "a" -o "$tmp/free.png" --steps 1 --width 256 --height 192
+works "$bin/diffpak" generate "$model" -p "a" -o "$tmp/tight.png" --steps 1 --width 256 --height 192 --memory-limit "$least"
+cmp -s "$tmp/free.png" "$tmp/tight.png" && ok "same picture in the least memory" || bad "another picture in the least memory"
 works "$bin/diffpak" inspect "$model" --json --tensors
 python3 -m json.tool "$tmp/out" >/dev/null && ok "inspect --json is JSON" || bad "inspect --json"
 works "$bin/diffpak" generate "$model" -p "a red circle on a white background" -o "$tmp/a.png" --steps 2 --seed 3

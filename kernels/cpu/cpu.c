@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 struct op_entry {
@@ -33,15 +34,28 @@ static int cpu_act_dtype(const struct dpk_backend *be, int weight_dtype) {
     return weight_dtype == DPK_BF16 && dpk_isa_act_bf16(cpu->isa) ? DPK_BF16 : DPK_F32;
 }
 
+enum { HUGE_PAGE = 2 << 20 };
+
+/* Fresh pages from the system, huge ones where it has them. */
 static void *cpu_alloc(struct dpk_backend *be, size_t n_bytes) {
-    void *p = NULL;
     (void)be;
-    return posix_memalign(&p, 4096, n_bytes ? n_bytes : 1) == 0 ? p : NULL;
+    if (n_bytes > SIZE_MAX - 2 * HUGE_PAGE) return NULL;
+    size_t size = (n_bytes / HUGE_PAGE + 1) * HUGE_PAGE;
+    char *p =
+        mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (p == MAP_FAILED) return NULL;
+    size_t before = HUGE_PAGE - 1 - ((uintptr_t)p - 1) % HUGE_PAGE;
+    if (before) munmap(p, before);
+    if (before < HUGE_PAGE) munmap(p + before + size, HUGE_PAGE - before);
+#ifdef MADV_HUGEPAGE
+    if (n_bytes >= HUGE_PAGE) madvise(p + before, size, MADV_HUGEPAGE); /* advice: it may fail */
+#endif
+    return p + before;
 }
 
 static void cpu_release(struct dpk_backend *be, void *p, size_t n_bytes) {
-    (void)be, (void)n_bytes;
-    free(p);
+    (void)be;
+    if (p) munmap(p, (n_bytes / HUGE_PAGE + 1) * HUGE_PAGE);
 }
 
 static int cpu_copy(struct dpk_backend *be, void *dst, const void *src, size_t n_bytes,

@@ -7,8 +7,10 @@
  *
  * Blocks that lie under others are placed with them, as one body. Blocks that are kept, which all
  * others of a long stage would have to be compared with, stand at the bottom of the arena, in order
- * of their births: what lives with some of them begins above those. Which others live at a time is
- * found in a tree of the latest end of life over the blocks in order of birth. */
+ * of their births: what lives with some of them begins above those. Of the others, those that live
+ * long (the skips of a network) are few and held in order of their offsets; which of the many short
+ * ones live at a time is found in a tree of the latest end of life over the blocks in order of
+ * birth. */
 #include "plan.h"
 
 #include "../formats/fail.h"
@@ -21,9 +23,16 @@ struct entry {
     uint32_t first, index;
 };
 
+enum { LONG = 64 }; /* times */
+
 /* Offsets begin+1 .. end-1 would share bytes with some block. */
 struct span {
     int64_t begin, end;
+};
+
+struct spans {
+    struct span *at; /* in order of begin, when they are used */
+    size_t n, cap;
 };
 
 struct placer {
@@ -33,10 +42,11 @@ struct placer {
     uint32_t *position;   /* [n] in births */
     uint32_t *next;       /* [n] the next block of the same body, or DPK_NONE */
     uint32_t *latest;     /* [2 n_leaves] one more than the last time of placed blocks; 0: none */
-    struct span *spans;   /* [n_spans] */
-    size_t n_spans, cap_spans;
-    uint64_t *floor;     /* [n + 1] end of the kept blocks among births[0..i) */
-    uint32_t kept_until; /* time */
+    uint32_t *steady;     /* [n_steady] long-lived blocks that are placed, by offset */
+    uint32_t n_steady;
+    struct spans from_steady, from_short; /* of the body that is placed now */
+    uint64_t *floor;                      /* [n + 1] end of the kept blocks among births[0..i) */
+    uint32_t kept_until;                  /* time */
 };
 
 /* Total orders, so that the result does not depend on the sorting algorithm. */
@@ -61,11 +71,19 @@ static int compare_spans(const void *pa, const void *pb) {
 /* ---- Who lives when ------------------------------------------------------------------------ */
 
 static void enter(struct placer *p, uint32_t block) {
+    const struct dpk_plan_block *b = &p->blocks[block];
+    if (b->last - b->first >= LONG) {
+        uint32_t i = p->n_steady++;
+        for (; i > 0 && p->blocks[p->steady[i - 1]].offset > b->offset; i--)
+            p->steady[i] = p->steady[i - 1];
+        p->steady[i] = block;
+        return;
+    }
     uint32_t at = p->n_leaves + p->position[block];
-    p->latest[at] = p->blocks[block].last + 1;
+    p->latest[at] = b->last + 1;
     for (at /= 2; at; at /= 2) {
-        uint32_t a = p->latest[2 * at], b = p->latest[2 * at + 1];
-        p->latest[at] = a > b ? a : b;
+        uint32_t left = p->latest[2 * at], right = p->latest[2 * at + 1];
+        p->latest[at] = left > right ? left : right;
     }
 }
 
@@ -80,22 +98,28 @@ static uint32_t count_births(const struct placer *p, uint32_t t) {
     return lo;
 }
 
-static int add_span(struct placer *p, struct span span, dpk_error *err) {
+static int add_span(struct spans *s, struct span span, dpk_error *err) {
     int rc = DPK_OK;
-    if (p->n_spans == p->cap_spans) {
-        size_t cap = p->cap_spans ? 2 * p->cap_spans : 256;
-        void *grown = realloc(p->spans, cap * sizeof *p->spans);
+    if (s->n == s->cap) {
+        size_t cap = s->cap ? 2 * s->cap : 256;
+        void *grown = realloc(s->at, cap * sizeof *s->at);
         if (!grown) DPK_FAIL(err, DPK_ENOMEM, "plan: no memory for %zu neighbours", cap);
-        p->spans = grown;
-        p->cap_spans = cap;
+        s->at = grown;
+        s->cap = cap;
     }
-    p->spans[p->n_spans++] = span;
+    s->at[s->n++] = span;
 done:
     return rc;
 }
 
-/* Spans that placed blocks close for the body of which block b is `delta` behind its begin: the
- * blocks below node `at` of the tree, which has the leaves begin .. begin + size. */
+/* What block o closes for the body of which b is `delta` behind the begin. */
+static struct span span_of(const struct dpk_plan_block *o, const struct dpk_plan_block *b,
+                           int64_t delta) {
+    int64_t offset = (int64_t)o->offset - delta;
+    return (struct span){offset - (int64_t)b->bytes, offset + (int64_t)o->bytes};
+}
+
+/* Spans that short-lived blocks close for a body as in span_of: the blocks below node `at` of the tree, which has the leaves begin .. begin + size. */
 static int find_spans(struct placer *p, const struct dpk_plan_block *b, int64_t delta,
                       uint32_t born, uint32_t at, uint32_t begin, uint32_t size, dpk_error *err) {
     int rc = DPK_OK;
@@ -106,9 +130,7 @@ static int find_spans(struct placer *p, const struct dpk_plan_block *b, int64_t 
         DPK_TRY(find_spans(p, b, delta, born, 2 * at + 1, begin + size, size, err));
     } else {
         const struct dpk_plan_block *o = &p->blocks[p->births[begin].index];
-        int64_t offset = (int64_t)o->offset - delta;
-        struct span span = {offset - (int64_t)b->bytes, offset + (int64_t)o->bytes};
-        DPK_TRY(add_span(p, span, err));
+        DPK_TRY(add_span(&p->from_short, span_of(o, b, delta), err));
     }
 done:
     return rc;
@@ -117,16 +139,16 @@ done:
 /* ---- Placing ------------------------------------------------------------------------------- */
 
 /* Best offset of a body: the smallest gap that holds it, or behind all. */
-static int64_t best_offset(struct placer *p) {
+static int64_t best_offset(const struct spans *a, const struct spans *b) {
     int64_t end = 0, best = 0, best_gap = INT64_MAX;
-    qsort(p->spans, p->n_spans, sizeof *p->spans, compare_spans);
-    for (size_t i = 0; i < p->n_spans; i++) {
-        int64_t begin = p->spans[i].begin;
-        if (begin >= end && begin - end < best_gap) {
-            best_gap = begin - end;
+    for (size_t i = 0, k = 0; i < a->n || k < b->n;) {
+        bool first = k == b->n || (i < a->n && a->at[i].begin <= b->at[k].begin);
+        struct span s = first ? a->at[i++] : b->at[k++];
+        if (s.begin >= end && s.begin - end < best_gap) {
+            best_gap = s.begin - end;
             best = end;
         }
-        if (p->spans[i].end > end) end = p->spans[i].end;
+        if (s.end > end) end = s.end;
     }
     return best_gap == INT64_MAX ? end : best;
 }
@@ -143,16 +165,25 @@ static int64_t find_root(const struct dpk_plan_block *blocks, uint32_t block, ui
 static int place_body(struct placer *p, uint32_t root, uint64_t *total, dpk_error *err) {
     int rc = DPK_OK;
     uint32_t same;
-    p->n_spans = 0;
+    p->from_steady.n = p->from_short.n = 0;
     for (uint32_t m = root; m != DPK_NONE; m = p->next[m]) {
         const struct dpk_plan_block *b = &p->blocks[m];
         int64_t delta = find_root(p->blocks, m, &same);
         uint32_t born = count_births(p, b->last);
         if (b->first <= p->kept_until && p->floor[born])
-            DPK_TRY(add_span(p, (struct span){INT64_MIN, (int64_t)p->floor[born] - delta}, err));
+            DPK_TRY(add_span(&p->from_short,
+                             (struct span){INT64_MIN, (int64_t)p->floor[born] - delta}, err));
+        for (uint32_t i = 0; i < p->n_steady; i++) {
+            const struct dpk_plan_block *o = &p->blocks[p->steady[i]];
+            if (o->first <= b->last && b->first <= o->last)
+                DPK_TRY(add_span(&p->from_steady, span_of(o, b, delta), err));
+        }
         DPK_TRY(find_spans(p, b, delta, born, 1, 0, p->n_leaves, err));
     }
-    int64_t offset = best_offset(p);
+    qsort(p->from_short.at, p->from_short.n, sizeof(struct span), compare_spans);
+    if (p->next[root] != DPK_NONE) /* else they are in order */
+        qsort(p->from_steady.at, p->from_steady.n, sizeof(struct span), compare_spans);
+    int64_t offset = best_offset(&p->from_steady, &p->from_short);
     for (uint32_t m = root; m != DPK_NONE; m = p->next[m]) {
         struct dpk_plan_block *b = &p->blocks[m];
         b->offset = (uint64_t)(offset + find_root(p->blocks, m, &same));
@@ -188,7 +219,8 @@ static int make_placer(struct placer *p, struct dpk_plan_block *blocks, uint32_t
     p->next = malloc((n + 1) * sizeof *p->next);
     p->latest = calloc(2 * (size_t)p->n_leaves, sizeof *p->latest);
     p->floor = malloc((n + 1) * sizeof *p->floor);
-    if (!p->births || !p->position || !p->next || !p->latest || !p->floor)
+    p->steady = malloc((n + 1) * sizeof *p->steady);
+    if (!p->steady || !p->births || !p->position || !p->next || !p->latest || !p->floor)
         DPK_FAIL(err, DPK_ENOMEM, "plan: no memory for %u blocks", n);
     for (uint32_t i = 0; i < n; i++)
         p->births[i] = (struct entry){blocks[i].bytes, blocks[i].first, i};
@@ -212,7 +244,9 @@ static void free_placer(struct placer *p) {
     free(p->next);
     free(p->latest);
     free(p->floor);
-    free(p->spans);
+    free(p->steady);
+    free(p->from_steady.at);
+    free(p->from_short.at);
 }
 
 int dpk_plan_place_blocks(struct dpk_plan_block *blocks, uint32_t n, uint64_t *total,

@@ -2,7 +2,7 @@
 #include "walk.h"
 
 enum {
-    STREAM_BYTES = 32 << 20, /* maps worth it: what they take as a whole */
+    STREAM_BYTES = 64 << 20, /* maps worth it: what they take as a whole */
     WINDOW_BYTES = 8 << 20,  /* usual size of a window: in the outer caches */
 };
 

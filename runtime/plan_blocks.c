@@ -119,7 +119,8 @@ static struct span span_of(const struct dpk_plan_block *o, const struct dpk_plan
     return (struct span){offset - (int64_t)b->bytes, offset + (int64_t)o->bytes};
 }
 
-/* Spans that short-lived blocks close for a body as in span_of: the blocks below node `at` of the tree, which has the leaves begin .. begin + size. */
+/* Spans that short-lived blocks close for a body as in span_of: the blocks below node `at` of the
+ * tree, which has the leaves begin .. begin + size. */
 static int find_spans(struct placer *p, const struct dpk_plan_block *b, int64_t delta,
                       uint32_t born, uint32_t at, uint32_t begin, uint32_t size, dpk_error *err) {
     int rc = DPK_OK;

@@ -248,7 +248,8 @@ static int run_direct(struct dpk_cpu *cpu, const struct dpk_call *call, struct c
     const struct dpk_tensor *temb = &call->in[DPK_IN(conv2d, temb)];
     const struct dpk_tensor *residual = &call->in[DPK_IN(conv2d, residual)];
     const struct dpk_weight *b = &call->wt[DPK_WT(conv2d, b)];
-    size_t skipped = (size_t)(v->first * v->out_w) * (size_t)g->n * dpk_dtype_bytes(call->out.dtype);
+    size_t skipped =
+        (size_t)(v->first * v->out_w) * (size_t)g->n * dpk_dtype_bytes(call->out.dtype);
     dpk_gemm_plan(cpu, g);
     v->zeros = call->scratch;
     memset(call->scratch, 0, zero_bytes(v));

@@ -32,8 +32,8 @@ int dpk_cuda_fail(dpk_error *err, const char *what, cudaError_t e) {
     return dpk_error_set(err, DPK_EBACKEND, "%s: %s", what, cudaGetErrorName(e));
 }
 
-/* Ends where the region does, but for the 16 bytes that operands are aligned to: behind it is memory
- * that cannot be touched. */
+/* Ends where the region does, but for the 16 bytes that operands are aligned to: behind it is
+ * memory that cannot be touched. */
 static inline void *device(size_t n_bytes) {
     size_t region = (n_bytes + 255) / 256 * 256 + 256;
     void *p = NULL;

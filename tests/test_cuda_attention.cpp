@@ -1,6 +1,6 @@
 /* Attention of the CUDA backend on the emulated device: every head size that has a kernel of its
- * own and those between, lengths with tails, views into fused buffers, masks, biases, causal, logits
- * that overflow, long heads in pieces; each against double precision. */
+ * own and those between, lengths with tails, views into fused buffers, masks, biases, causal,
+ * logits that overflow, long heads in pieces; each against double precision. */
 #include "support_cuda_kernels.h"
 
 enum { MASK = 1, BIAS = 2, CAUSAL = 4, FUSED = 8, SCALE = 16 };

@@ -360,8 +360,8 @@ static void test_convolutions(void **) {
     }
 }
 
-/* Shapes with tails at every tile, on devices whose sizes make the choice fall on each of them, whole
- * and with K split. */
+/* Shapes with tails at every tile, on devices whose sizes make the choice fall on each of them,
+ * whole and with K split. */
 static void test_tiles(void **) {
     static const int sizes[][3] = {{300, 330, 96},  {129, 321, 640}, {260, 140, 800},
                                    {70, 130, 1000}, {64, 64, 3000},  {257, 161, 72},
@@ -387,8 +387,8 @@ static void test_tiles(void **) {
             cuda.n_sm = n_sm;
             int n_w = p.glu ? 2 * ((p.n + 7) / 8 * 8) : (p.n + 15) / 16 * 16;
             int k = (p.conv ? 9 : 1) * ((p.k + 15) / 16 * 16) * (kind ? 1 : 2);
-            dpk_gemm_plan plan =
-                dpk_gemm_choose(n_sm, p.conv ? p.images * 121 : p.rows, n_w, (k + 63) / 64, DPK_TILES_ALL);
+            int m = p.conv ? p.images * 121 : p.rows;
+            dpk_gemm_plan plan = dpk_gemm_choose(n_sm, m, n_w, (k + 63) / 64, DPK_TILES_ALL);
             seen[plan.tile][plan.splits > 1] = true;
             run_product(&p);
         }

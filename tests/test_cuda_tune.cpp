@@ -1,6 +1,6 @@
-/* The choice of cuBLASLt's algorithms: the heuristic's without a file, measured once and kept in the
- * cache, files that are damaged or hostile, captures. On the emulated device every algorithm is as
- * fast as the next, so that a test can tell the ways apart by counting. */
+/* The choice of cuBLASLt's algorithms: the heuristic's without a file, measured once and kept in
+ * the cache, files that are damaged or hostile, captures. On the emulated device every algorithm is
+ * as fast as the next, so that a test can tell the ways apart by counting. */
 #include "../kernels/cuda/lt.h"
 #include "support_cuda_kernels.h"
 

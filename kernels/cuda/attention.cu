@@ -12,12 +12,11 @@
  * QKV buffers are read where they are.
  *     d       40 48 | 64 | 72 80 | 96 | 128 | 160
  *     MI x BK   2x64  2x64  2x48  1x64  1x64  1x32      at most 85 KiB of shared memory
- * Logits that overflow are limited to finite ones (NaN becomes the largest), so that no NaN comes of
- * them: the usual tile does not look; where its sums show that something was not finite it is done
- * again with limits. Tiles with a mask, a bias, the diagonal of a causal one or the end of the keys
- * take every logit on its own.
- * Bound at d = 64 by 2^x: 16 a cycle and multiprocessor, as long as both products together; at
- * mma.sync rates FA2 has 298 TFLOP/s on an H100. Not measured here.
+ * Logits that overflow are limited to finite ones (NaN becomes the largest), so that no NaN comes
+ * of them: the usual tile does not look; where its sums show that something was not finite it is
+ * done again with limits. Tiles with a mask, a bias, the diagonal of a causal one or the end of the
+ * keys take every logit on its own. Bound at d = 64 by 2^x: 16 a cycle and multiprocessor, as long
+ * as both products together; at mma.sync rates FA2 has 298 TFLOP/s on an H100. Not measured here.
  *
  * Longer heads, and float32: attention_plain.cu. */
 #include "attention.cuh"
@@ -89,8 +88,8 @@ __device__ __forceinline__ void logits(const dpk_bf16 *q, const dpk_bf16 *k, int
     }
 }
 
-/* Softmax of a tile: s becomes 2^(s * factor - m). m: of rows g, g + 8 of each fragment, the maximum
- * so far; *sums of this lane's probabilities. */
+/* Softmax of a tile: s becomes 2^(s * factor - m). m: of rows g, g + 8 of each fragment, the
+ * maximum so far; *sums of this lane's probabilities. */
 template <class F>
 __device__ __forceinline__ void tile_softmax(float (&s)[F::MI][F::BK / 8][4], float factor,
                                              float (&m)[F::MI][2], float (&sums)[F::MI][2]) {

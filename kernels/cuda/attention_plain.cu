@@ -4,15 +4,15 @@
  * softmax over rows of scratch, a piece of the queries at a time: float32 logits and bfloat16
  * probabilities of at most 96 MiB. 16384 tokens of 512 channels are 0.55 TFLOP and about 2 GB of
  * traffic. Everything else is a kernel of float32 arithmetic: a block has R <= 16 query rows, walks
- * the keys in tiles of 32 with the running maximum and sum of flash attention, and holds queries and
- * results in shared memory (128 d bytes at R = 16, at most 90 KiB). Not measured. */
+ * the keys in tiles of 32 with the running maximum and sum of flash attention, and holds queries
+ * and results in shared memory (128 d bytes at R = 16, at most 90 KiB). Not measured. */
 #include "attention.cuh"
 #include "lt.h"
 
 /* ---- Long heads: softmax between two products ------------------------------------------------ */
 
-/* Rows of logits s [n][pitch], unscaled, to probabilities p [n][pitch]: a block a row. Row r of s is
- * query first + r. */
+/* Rows of logits s [n][pitch], unscaled, to probabilities p [n][pitch]: a block a row. Row r of s
+ * is query first + r. */
 static __global__ void __launch_bounds__(256)
     attention_softmax(const dpk_attention_args a, int image, int head, int first, int pitch,
                       const float *s, dpk_bf16 *p) {
@@ -41,7 +41,7 @@ static __global__ void __launch_bounds__(256)
 
 enum { PLAIN_THREADS = 128, PLAIN_KEYS = 32, PLAIN_ROWS = 16, PLAIN_STEP = 64 };
 
-/* Floats of shared memory: queries and results [rows][d], keys, probabilities, three numbers a row. */
+/* Floats of shared memory: queries and results [rows][d], keys, probabilities, three a row. */
 static __host__ __device__ size_t plain_floats(int rows, int d) {
     return 2 * (size_t)rows * (size_t)d + PLAIN_KEYS * (PLAIN_STEP + 1) +
            (size_t)PLAIN_KEYS * (size_t)rows + 3 * (size_t)rows;

@@ -1,11 +1,11 @@
 /* conv2d: y = act(conv(up(x), w) + b + temb) + residual, see ops.def.
  *
  * Implicit product on the tensor cores (gemm.cuh): M = output pixels, K = taps x channels (the
- * channels of a tap padded to 16 bytes), N = output channels; x NHWC, w [N][kh][kw][c_pad]. A thread
- * keeps the pixels of its two or three rows and walks (tap, chunk of 8 channels); padding, stride
- * and nearest upsampling are in the choice of the pixel, cp.async writes the zeros. Bias, time
- * embedding and residual are in the epilogue. No division in the loop but by an upsampling that is
- * not by 2. A 1x1 convolution is a linear in the file.
+ * channels of a tap padded to 16 bytes), N = output channels; x NHWC, w [N][kh][kw][c_pad]. A
+ * thread keeps the pixels of its two or three rows and walks (tap, chunk of 8 channels); padding,
+ * stride and nearest upsampling are in the choice of the pixel, cp.async writes the zeros. Bias,
+ * time embedding and residual are in the epilogue. No division in the loop but by an upsampling
+ * that is not by 2. A 1x1 convolution is a linear in the file.
  *
  * Ways: bfloat16 (any C: a multiple of 8 by 16-byte copies, else element by element), W8A8
  * (gemm_s8.cu), int8 or int4 weights (gemm_weight_only.cu), float32 input or files (gemm_f32.cu).

@@ -5,9 +5,9 @@
  * of a row (32 k's of 16 bits, 64 of 8) through STAGES buffers: while the warps multiply one, the
  * loaders fill others, by cp.async or by registers (issue before the product, finish after it).
  * Warps stand WM by WN in the tile, each with (BM / WM) x (BN / WN) sums in registers. The sums go
- * to the epilogue through shared memory, eight adjacent columns of a row to a thread, or, where K is
- * split over blocks, to memory as they are; a second kernel then adds the splits in their order, so
- * that results do not depend on who was first.
+ * to the epilogue through shared memory, eight adjacent columns of a row to a thread, or, where K
+ * is split over blocks, to memory as they are; a second kernel then adds the splits in their order,
+ * so that results do not depend on who was first.
  *
  * Tiles        threads  sums/thread  shared memory  for
  *   128 x 160      256       80         72 KiB      widths of 160 x 2^k (SDXL): one wave on 132 SMs

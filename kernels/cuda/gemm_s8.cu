@@ -3,13 +3,13 @@
  * A linear's rows are quantized once, by a warp each: the magnitude of the row, then its integers,
  * read again from L1. Two passes over x from memory at worst: 3 bytes of traffic an element, (2048,
  * 1280) in 1.8 us at 4.3 TB/s. The product is gemm.cuh's with int8 fragments (m16n8k32, sums exact
- * in 32 bits up to K = 131071), scales, bias, activation, gate and residual in its epilogue, so that
- * no int32 goes through memory: cuBLASLt would write (and we read) 4 bytes a sum, 39 us for
+ * in 32 bits up to K = 131071), scales, bias, activation, gate and residual in its epilogue, so
+ * that no int32 goes through memory: cuBLASLt would write (and we read) 4 bytes a sum, 39 us for
  * (2048, 10240) against a product of 34.
  *
- * A convolution's row is all taps of an output pixel and has one scale: the magnitude of every input
- * pixel first, then the largest of the taps' for each output pixel, then pixels are quantized on
- * their way to shared memory, once for each tap (dpk_load_quantized): about 130 instructions a
+ * A convolution's row is all taps of an output pixel and has one scale: the magnitude of every
+ * input pixel first, then the largest of the taps' for each output pixel, then pixels are quantized
+ * on their way to shared memory, once for each tap (dpk_load_quantized): about 130 instructions a
  * thread and k-step beside 40 mma a warp. */
 #include "linear.h"
 

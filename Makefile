@@ -156,7 +156,7 @@ test: deps
 	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
 
 # check: build and run the tests of one variant
-check: all $(TEST_BIN) $(FUZZ_BIN)
+check: all emulated $(TEST_BIN) $(FUZZ_BIN)
 	@BUILD=$(BUILD) RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(TEST_BIN) $(FUZZ_BIN) $(addprefix ./,$(TEST_SH))
 
 ## demo: install what is missing, build, convert models/shapes-xl and paint demo.png

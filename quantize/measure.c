@@ -185,7 +185,7 @@ done:
 static int run(struct run *r, const dpk_params *params, dpk_error *err) {
     struct dpk_job job = {0}, other = {0};
     struct dpk_probe probe = {0};
-    const struct dpk_exec_hook to_probe = {dpk_probe_after, &probe};
+    const struct dpk_exec_hook to_probe = {.after = dpk_probe_after, .arg = &probe};
     const struct dpk_exec_hook *hook = r->other ? &to_probe : NULL;
     int rc = DPK_OK;
     DPK_TRY(dpk_job_plan(&job, r->side->session, params, err));

@@ -119,7 +119,7 @@ static void keep_best(struct timing *t, bool first, double took, double took_cpu
 static int time_program(struct bench *b, const char *program, struct timing *t, dpk_error *err) {
     int rc = DPK_OK;
     const struct request *q = b->q;
-    struct dpk_exec_hook hook = {after_operator, t};
+    struct dpk_exec_hook hook = {after_operator, t, true};
     bool hooked = q->profile || q->trace_path;
     *t = (struct timing){.bench = b, .stage = dpk_cli_plan_stage(&b->plan, program)};
     t->best_op = calloc(2 * (size_t)t->stage->program->n_ops + 1, sizeof *t->best_op);

@@ -8,7 +8,7 @@
 #include <string.h>
 
 struct request {
-    const char *path, *program;
+    const char *path, *program, *backend;
     bool tensors, json;
     uint32_t width, height, batch;
     uint64_t limit, least; /* bytes; least is filled in where there is a limit */
@@ -146,7 +146,7 @@ static void print_operators(const struct dpk_file *f, const struct dpk_program *
 }
 
 static void print_memory(const struct request *q, const struct dpk_job *job) {
-    const uint64_t need = job->plan.arena_bytes + job->host_bytes;
+    const uint64_t need = job->plan.arena_bytes + job->host_bytes + job->loop_bytes;
     for (uint32_t i = 0; i < job->plan.n_stages; i++) {
         const struct dpk_plan_stage *s = &job->plan.stages[i];
         const struct dpk_cli_memory m = dpk_cli_stage_memory(&job->plan, s);
@@ -177,6 +177,11 @@ static void print_plan(const struct request *q, const struct dpk_cli_plan *c) {
                cost.flops / 1e9, cost.bytes / 1e9);
     }
     print_memory(q, job);
+    const uint64_t device = dpk_job_device_bytes(job);
+    if (device)
+        printf("    of it on the device, with %.3f MB of weights and workspace: %.3f MB\n",
+               (double)(device - job->plan.arena_bytes - job->loop_bytes) / 1e6,
+               (double)device / 1e6);
 }
 
 static void print_all(const struct request *q, const dpk_model *model,
@@ -328,7 +333,10 @@ static void json_plan(struct dpk_cli_json *j, const struct request *q, const str
     dpk_cli_json_number(j, "arena_bytes", (double)job->plan.arena_bytes);
     dpk_cli_json_number(j, "live_bytes", (double)job->plan.live_bytes);
     dpk_cli_json_number(j, "host_bytes", (double)job->host_bytes);
-    dpk_cli_json_number(j, "peak_bytes", (double)(job->plan.arena_bytes + job->host_bytes));
+    dpk_cli_json_number(j, "peak_bytes",
+                        (double)(job->plan.arena_bytes + job->host_bytes + job->loop_bytes));
+    if (dpk_job_device_bytes(job))
+        dpk_cli_json_number(j, "device_bytes", (double)dpk_job_device_bytes(job));
     if (q->limit) dpk_cli_json_number(j, "limit_bytes", (double)q->limit);
     if (q->limit) dpk_cli_json_number(j, "least_bytes", (double)q->least);
     dpk_cli_json_open(j, "stages", '[');
@@ -397,12 +405,13 @@ static int inspect(struct request *q, dpk_error *err) {
     DPK_TRY(dpk_model_open(&model, q->path, err));
     if (q->program && !dpk_file_program(dpk_cli_model_file(model), q->program))
         DPK_FAIL(err, DPK_EARG, "%s: no program %.40s", q->path, q->program);
-    if (q->width || q->height || q->batch || q->limit) {
+    if (q->width || q->height || q->batch || q->limit || q->backend) {
         dpk_params params = dpk_params_default();
         dpk_session_options options = dpk_session_options_default();
         options.memory_limit = q->limit;
         params.width = q->width, params.height = q->height;
         if (q->batch) params.images_per_prompt = q->batch;
+        options.backend = q->backend;
         DPK_TRY(dpk_session_create(&session, model, &options, err));
         DPK_TRY(dpk_cli_plan_make(&plan, session, &params, q->program, err));
         if (q->limit) DPK_TRY(dpk_cli_plan_least(session, &params, &q->least, err));
@@ -424,7 +433,7 @@ int dpk_cli_inspect(int argc, char **argv) {
         {"--tensors", NULL, CLI_FLAG, &q.tensors},     {"--program", NULL, CLI_TEXT, &q.program},
         {"--json", NULL, CLI_FLAG, &q.json},           {"--width", NULL, CLI_COUNT, &q.width},
         {"--height", NULL, CLI_COUNT, &q.height},      {"--batch", NULL, CLI_COUNT, &q.batch},
-        {"--memory-limit", NULL, CLI_BYTES, &q.limit},
+        {"--memory-limit", NULL, CLI_BYTES, &q.limit}, {"--backend", NULL, CLI_TEXT, &q.backend},
     };
     dpk_error err;
     if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q.path, 1)) return CLI_USAGE;

@@ -10,6 +10,7 @@
 struct dpk_exec_hook {
     int (*after)(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op, double share);
     void *arg;
+    bool each; /* wait for every operator, on a device that queues them */
 };
 
 /* Give input number `input` of a stage: values[v].bytes of host memory. Row numbers are checked

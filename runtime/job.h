@@ -74,6 +74,10 @@ int dpk_job_plan(struct dpk_job *job, struct dpk_session *session, const dpk_par
 int dpk_job_begin(struct dpk_job *job, dpk_error *err);
 void dpk_job_free(struct dpk_job *job);
 
+/* Bytes of device memory that the planned job takes, weights included; 0 where the host's memory is
+ * the device's. */
+uint64_t dpk_job_device_bytes(const struct dpk_job *job);
+
 /* The stages, in this order; each may be repeated before the next. hook may be NULL. */
 int dpk_job_encode(struct dpk_job *job, const struct dpk_exec_hook *hook, dpk_error *err);
 int dpk_job_text(struct dpk_job *job, const struct dpk_exec_hook *hook, dpk_error *err);

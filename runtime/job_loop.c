@@ -92,6 +92,11 @@ void dpk_job_plan_loop(struct dpk_job *job) {
     if (job->session->backend->run_list) job->loop_bytes = cut_loop(job, &loop);
 }
 
+uint64_t dpk_job_device_bytes(const struct dpk_job *job) {
+    const struct dpk_backend *be = job->session->backend;
+    return be->held_bytes ? be->held_bytes(be) + job->plan.arena_bytes + job->loop_bytes : 0;
+}
+
 /* ---- What goes there ----------------------------------------------------------------------- */
 
 static struct dpk_loop_terms terms_of(const struct dpk_sampler_terms *t) {

@@ -47,6 +47,30 @@ cuda-resources:
 	@$(MAKE) --no-print-directory cuda
 	@awk -f kernels/cuda/resources.awk kernels/cuda/resources.txt $(patsubst kernels/cuda/%.cu,$(BUILD)/cuda/%.log,$(CUDA_SRC))
 
+# ---- On a real device ------------------------------------------------------------------------------------------------
+
+CUDA_TESTS := test_small_ops test_norm test_attention test_linear_conv test_int8_ops test_parity test_cuda
+HAVE_GPU    = nvidia-smi -L >/dev/null 2>&1 || { echo "$@: no CUDA device here (nvidia-smi finds none); nothing was run" >&2; exit 1; }
+
+## test-cuda: operator and parity tests on the CUDA device of this machine, then under compute-sanitizer
+test-cuda:
+	@$(HAVE_GPU)
+	@$(MAKE) --no-print-directory cuda all $(addprefix $(BUILD)/tests/,$(CUDA_TESTS))
+	@DPK_TEST_CUDA=gpu BUILD=$(BUILD) tests/run.sh $(BUILD)/logs $(addprefix $(BUILD)/tests/,$(CUDA_TESTS))
+	@for tool in memcheck racecheck; do for t in test_small_ops test_norm test_attention test_linear_conv; do \
+	    echo "compute-sanitizer $$tool $$t"; DPK_TEST_CUDA=gpu BUILD=$(BUILD) compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        $(BUILD)/tests/$$t >$(BUILD)/logs/$$tool-$$t.log 2>&1 || { tail -n 40 $(BUILD)/logs/$$tool-$$t.log; exit 1; }; done; done
+
+## bench-cuda: pictures of 30 steps and a table of operators on the CUDA device; MODELS="a.dpk b.dpk" or build/real/*.dpk
+bench-cuda:
+	@$(HAVE_GPU)
+	@$(MAKE) --no-print-directory cuda all
+	@for m in $(or $(MODELS),$(wildcard build/real/*.dpk)); do echo "== $$m"; \
+	    $(BIN)/diffpak bench $$m --backend cuda --repeat 3 --profile || exit 1; \
+	    $(BIN)/diffpak generate $$m -p "a photograph of a lighthouse" --steps 30 --backend cuda --seed 1 -o $(BUILD)/bench-cuda.png || exit 1; done
+
+.PHONY: test-cuda bench-cuda
+
 # ---- The emulated device: the same sources as C++ --------------------------------------------------------------------
 
 EMU_LIB := $(if $(filter thread,$(SAN)),,$(if $(shell command -v $(CUDA_CXX) 2>/dev/null),$(LIB)/libdiffpak-cuda-emu.so))

@@ -29,6 +29,7 @@ install: all
 	$(INSTALL) -m 755 $(addprefix $(BIN)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)
 	$(INSTALL) -m 644 $(LIB)/libdiffpak.a $(DESTDIR)$(LIBDIR)
 	$(INSTALL) -m 755 $(LIB)/libdiffpak.so $(DESTDIR)$(LIBDIR)/libdiffpak.so.$(VERSION)
+	if [ -e $(LIB)/libdiffpak-cuda.so ]; then $(INSTALL) -m 755 $(LIB)/libdiffpak-cuda.so $(DESTDIR)$(LIBDIR); fi
 	ln -sf libdiffpak.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libdiffpak.so.$(SOVERSION)
 	ln -sf libdiffpak.so.$(SOVERSION) $(DESTDIR)$(LIBDIR)/libdiffpak.so
 	$(INSTALL) -m 644 runtime/diffpak.h formats/dpk_error.h $(DESTDIR)$(INCDIR)
@@ -44,7 +45,7 @@ install: all
 
 ## uninstall: remove what install put there (same DESTDIR and PREFIX)
 uninstall:
-	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
+	rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(LIBDIR)/libdiffpak-cuda.so)
 	for d in $(INCDIR) $(LIBDIR)/cmake/diffpak; do rmdir $(DESTDIR)$$d 2>/dev/null || :; done
 
 ## dist: the sources of the last commit as build/diffpak-VERSION.tar.zst

@@ -12,8 +12,9 @@
 #ifndef DPK_EMU_H
 #define DPK_EMU_H
 
+#include "emu_log.h"
+
 #include <functional>
-#include <stddef.h>
 #include <stdint.h>
 
 #define DPK_CUDA_EMU 1
@@ -59,25 +60,6 @@ unsigned char *dpk_emu_warp_meet(unsigned mask, const void *mine, size_t n_bytes
 static inline unsigned dpk_emu_lane(void) { return dpk_emu_self->linear % 32; }
 
 /* ---- What tests may ask -------------------------------------------------------------------- */
-
-enum dpk_emu_kind {
-    DPK_EMU_LAUNCH,      /* a kernel is queued (or captured) */
-    DPK_EMU_RUN,         /* a kernel runs */
-    DPK_EMU_GRAPH,       /* a graph is queued */
-    DPK_EMU_CAPTURE,     /* a capture begins */
-    DPK_EMU_COPY_IN,     /* host to device, queued */
-    DPK_EMU_COPY_OUT,    /* device to host, queued */
-    DPK_EMU_COPY_DEVICE, /* device to device, queued */
-    DPK_EMU_SET,
-    DPK_EMU_SYNC, /* the host waits: stream, event or device */
-    DPK_EMU_ALLOC,
-    DPK_EMU_FREE,
-};
-struct dpk_emu_entry {
-    enum dpk_emu_kind kind;
-    const char *name; /* of kernels */
-    size_t n_bytes;   /* of copies and allocations */
-};
 
 extern "C" {
 /* Forget the log and write a new one from here on. */

@@ -1,9 +1,8 @@
 /* cuBLASLt and which of its algorithms runs a shape (contract: lt.h).
  *
- * The heuristic's first choice is there at once and usually within 3-8 % of the best. Where
- * measuring is allowed, prepare() times the first N_CANDIDATES of the heuristic once for a shape,
- * on its own memory, B out of L2 as weights are in a model, and keeps the fastest in a text file of
- * the user's cache directory ($XDG_CACHE_HOME or ~/.cache, diffpak/cublaslt-<key>.txt; the key is
+ * The heuristic's first choice is there at once. Where measuring is allowed, prepare() times the
+ * first N_CANDIDATES of the heuristic once for a shape, on its own memory, B out of L2 as weights
+ * are in a model, and keeps the fastest in a text file of the user's cache directory ($XDG_CACHE_HOME or ~/.cache, diffpak/cublaslt-<key>.txt; the key is
  * of device, driver and cuBLASLt version):
  *
  *     diffpak cublaslt 1 <device, driver, version>

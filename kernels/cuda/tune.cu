@@ -2,8 +2,9 @@
  *
  * The heuristic's first choice is there at once. Where measuring is allowed, prepare() times the
  * first N_CANDIDATES of the heuristic once for a shape, on its own memory, B out of L2 as weights
- * are in a model, and keeps the fastest in a text file of the user's cache directory ($XDG_CACHE_HOME or ~/.cache, diffpak/cublaslt-<key>.txt; the key is
- * of device, driver and cuBLASLt version):
+ * are in a model, and keeps the fastest in a text file of the user's cache directory
+ * ($XDG_CACHE_HOME or ~/.cache, diffpak/cublaslt-<key>.txt; the key is of device, driver and
+ * cuBLASLt version):
  *
  *     diffpak cublaslt 1 <device, driver, version>
  *     <product: 17 numbers> <algorithm: 16 digits, eight times>

@@ -10,10 +10,10 @@ enum {
     CHUNK_STEP = 12,  /* chunks have a multiple of this many tiles */
     LEAST_CHUNK = 24, /* tiles */
     MOST_CHUNK = 48,  /* where a worker has V of its own; M is to stay in L2 */
-    MOST_HELD_CHUNK = 192,
+    MOST_HELD_CHUNK = 264,
     INPUT_TILES = 6, /* of a task; divides CHUNK_STEP */
     AHEAD = 6,       /* tiles from the one whose memory is fetched to the one being finished */
-    MOST_WHOLE_U = 12 << 20, /* bytes */
+    MOST_WHOLE_U = 8 << 20, /* bytes */
     MOST_HELD_V = 24 << 20,
 };
 
@@ -290,6 +290,7 @@ static void fetch_rows(const char *v, size_t n_bytes) {
 
 static void multiply_s16(const struct job *job, const struct product *x) {
     const struct dpk_tile_s16_kernel *tile = &job->cpu->k->tile_s16;
+    const bool far = job->w->hold; /* V and M are not in L2 */
     const size_t segment = (size_t)job->w->segment, block = (size_t)tile->mr * segment * 2;
     struct dpk_tile_s16 t = {
         .a_stride = segment, .k = x->k, .add = x->add, .b_stride = x->b_stride, .c_stride = SLAB};
@@ -302,8 +303,8 @@ static void multiply_s16(const struct job *job, const struct product *x) {
             t.a = (const int16_t *)(const void *)v;
             t.c = x->m + row * SLAB + r * 16;
             t.scale = x->scale + row;
-            fetch_m(t.c, t.rows, 16 * t.n_panels);
-            if (r == 0) fetch_rows(v + block, block);
+            if (far) fetch_m(t.c, t.rows, 16 * t.n_panels);
+            if (far && r == 0) fetch_rows(v + block, block);
             tile->fn(&t);
         }
     }
@@ -311,6 +312,7 @@ static void multiply_s16(const struct job *job, const struct product *x) {
 
 static void multiply_f32(const struct job *job, const struct product *x) {
     const struct dpk_tile_kernel *tile = dpk_cpu_tile(job->cpu->isa, DPK_F32, DPK_F32);
+    const bool far = job->w->hold;
     const size_t row_bytes = (size_t)job->w->segment * 4, block = (size_t)tile->mr * row_bytes;
     const void *a[DPK_MAX_MR];
     float ones[DPK_MAX_MR];
@@ -329,8 +331,8 @@ static void multiply_f32(const struct job *job, const struct product *x) {
                 a[i] = v + (size_t)(i < rows ? i : rows - 1) * row_bytes;
             }
             t.c = x->add ? sums : m;
-            fetch_m(m, rows, 16 * t.n_panels);
-            if (r == 0) fetch_rows(v + block, block);
+            if (far) fetch_m(m, rows, 16 * t.n_panels);
+            if (far && r == 0) fetch_rows(v + block, block);
             tile->fn(&t);
             if (x->add) {
                 job->cpu->k->attn_rescale(m, SLAB, sums, SLAB, rows, 16 * t.n_panels, ones);

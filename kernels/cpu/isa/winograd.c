@@ -4,16 +4,14 @@
 
 /* ---- Weights -------------------------------------------------------------------------------- */
 
-VF_INLINE void transform_row(const struct dpk_wino_weights *w, int dtype) {
+VF_INLINE void transform_row(const struct dpk_wino_weights *w, int dtype, bool inner) {
     vf g[3], even[3], odd[3], d[6];
     for (int j = 0; j < 6; j++) d[j] = vf_set1(1 / divisors[j]);
     for (int n = 0; n < 16; n += VF_N) {
         float *u = (float *)w->u + n;
-        for (int y = 0; y < 3; y++) {
-            g[y] = vf_mul(load_gain(w, n), vf_set1(g_rows[w->row][y] / divisors[w->row]));
-        }
+        load_factors(w, n, 1 / divisors[w->row], g);
         for (int32_t k = w->first; k < w->first + w->n; k += 2, u += 32) {
-            sum_taps(w, dtype, k, n, g, even, odd);
+            sum_taps(w, dtype, inner, k, n, g, even, odd);
             UNROLL
             for (int i = 0; i < 2; i++) {
                 const vf *t = i ? odd : even;
@@ -33,10 +31,16 @@ VF_INLINE void transform_row(const struct dpk_wino_weights *w, int dtype) {
     }
 }
 
-void DPK_LEVEL_FN(wino_weights_f32)(const struct dpk_wino_weights *w) {
-    if (w->dtype == DPK_BF16) transform_row(w, DPK_BF16);
-    else if (w->dtype == DPK_F16) transform_row(w, DPK_F16);
-    else transform_row(w, DPK_F32);
+VF_INLINE void transform_weights(const struct dpk_wino_weights *w, int dtype) {
+    if (w->row == 0 || w->row == 5) transform_row(w, dtype, false);
+    else transform_row(w, dtype, true);
+}
+
+void DPK_LEVEL_FN(wino_weights_f32)(const struct dpk_wino_weights *weights) {
+    const struct dpk_wino_weights w = *weights; /* u cannot overlap a copy */
+    if (w.dtype == DPK_BF16) transform_weights(&w, DPK_BF16);
+    else if (w.dtype == DPK_F16) transform_weights(&w, DPK_F16);
+    else transform_weights(&w, DPK_F32);
 }
 
 /* ---- Input ---------------------------------------------------------------------------------- */

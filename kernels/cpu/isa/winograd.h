@@ -88,28 +88,40 @@ VF_INLINE vf load_gain(const struct dpk_wino_weights *w, int n) {
     return w->gain ? vf_load(w->gain + n) : vf_set1(1.0f);
 }
 
-/* Columns of the transformed filters at row `row`, channels k and k + 1 of filters n .. n + VF_N:
- * even[x], odd[x] = sum over y of g[y] times tap (y, x). */
-VF_INLINE void sum_taps(const struct dpk_wino_weights *w, int dtype, int32_t k, int n, const vf *g,
-                        vf *even, vf *odd) {
-    const size_t at = (size_t)k * 16;
-    const int first = w->row == 5 ? 2 : 0, last = w->row == 0 ? 0 : 2;
+/* Factors of the taps of filters n .. n + VF_N at row w->row, times `scale`: of its first tap where
+ * there is but one. */
+VF_INLINE void load_factors(const struct dpk_wino_weights *w, int n, float scale, vf *g) {
+    const int first = w->row == 5 ? 2 : 0;
+    for (int y = 0; y + first < 3; y++) {
+        g[y] = vf_mul(load_gain(w, n), vf_set1(g_rows[w->row][y + first] * scale));
+    }
+}
+
+/* Columns of the transformed filters at row w->row, channels k and k + 1 of filters n .. n + VF_N:
+ * even[x], odd[x] = sum over y of g[y] times tap (y, x). `inner`: rows 1 to 4, of all three y. */
+VF_INLINE void sum_taps(const struct dpk_wino_weights *w, int dtype, bool inner, int32_t k, int n,
+                        const vf *g, vf *even, vf *odd) {
+    const size_t at = (size_t)k * 16 + (size_t)n * (dtype == DPK_F32 ? 1 : 2);
+    const size_t first = !inner && w->row == 5 ? 6 * w->tap : 0;
     UNROLL
-    for (int x = 0; x < 3; x++) even[x] = odd[x] = vf_zero();
-    for (int y = first; y <= last; y++) {
+    for (int x = 0; x < 3; x++) {
         UNROLL
-        for (int x = 0; x < 3; x++) {
-            const size_t tap = (size_t)(3 * y + x) * w->tap + at;
+        for (int y = 0; y < 3; y++) {
+            if (y && !inner) continue;
+            const size_t tap = first + (size_t)(3 * y + x) * w->tap + at;
             vf e, o;
             if (dtype == DPK_F32) {
-                const float *p = (const float *)w->panel + tap + (size_t)n;
+                const float *p = (const float *)w->panel + tap;
                 e = vf_load(p);
                 o = vf_load(p + 16);
+                __builtin_prefetch(p + 256);
             } else {
-                load_pairs((const uint16_t *)w->panel + tap + 2 * (size_t)n, dtype, &e, &o);
+                const uint16_t *p = (const uint16_t *)w->panel + tap;
+                load_pairs(p, dtype, &e, &o);
+                __builtin_prefetch(p + 256);
             }
-            even[x] = vf_fma(e, g[y], even[x]);
-            odd[x] = vf_fma(o, g[y], odd[x]);
+            even[x] = y ? vf_fma(e, g[y], even[x]) : vf_mul(e, g[0]);
+            odd[x] = y ? vf_fma(o, g[y], odd[x]) : vf_mul(o, g[0]);
         }
     }
 }

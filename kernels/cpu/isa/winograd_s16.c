@@ -100,20 +100,17 @@ VF_INLINE vf dot(vf sum, pairs x, pairs y) {
     F(0, 0)                                                                                        \
     F(0, 1)                                                                                        \
     F(0, 2)                                                                                        \
-    F(0, 3) F(0, 4) F(0, 5) F(0, 6) F(0, 7) F(0, 8) F(1, 1) F(1, 2) F(1, 3) F(1, 4) F(1, 5)        \
-        F(1, 6)
+    F(0, 3) F(0, 4) F(0, 5) F(0, 6) F(0, 7) F(0, 8) F(1, 1) F(1, 2) F(1, 3) F(1, 4) F(1, 5) F(1, 6)
 #define SWEEP_1(F)                                                                                 \
     F(1, 7)                                                                                        \
     F(1, 8)                                                                                        \
     F(2, 2)                                                                                        \
-    F(2, 3) F(2, 4) F(2, 5) F(2, 6) F(2, 7) F(2, 8) F(3, 3) F(3, 4) F(3, 5) F(3, 6) F(3, 7)        \
-        F(3, 8)
+    F(2, 3) F(2, 4) F(2, 5) F(2, 6) F(2, 7) F(2, 8) F(3, 3) F(3, 4) F(3, 5) F(3, 6) F(3, 7) F(3, 8)
 #define SWEEP_2(F)                                                                                 \
     F(4, 4)                                                                                        \
     F(4, 5)                                                                                        \
     F(4, 6)                                                                                        \
-    F(4, 7) F(4, 8) F(5, 5) F(5, 6) F(5, 7) F(5, 8) F(6, 6) F(6, 7) F(6, 8) F(7, 7) F(7, 8)        \
-        F(8, 8)
+    F(4, 7) F(4, 8) F(5, 5) F(5, 6) F(5, 7) F(5, 8) F(6, 6) F(6, 7) F(6, 8) F(7, 7) F(7, 8) F(8, 8)
 #define TAP(i) const pairs t##i = load_taps(p + i * tap);
 #define TAPS_2 TAP(4) TAP(5) TAP(6) TAP(7) TAP(8)
 #define TAPS_1 TAP(1) TAP(2) TAP(3) TAPS_2
@@ -196,19 +193,18 @@ VF_INLINE void transform_g(const vf *g, vf *u) {
     u[5] = g[2];
 }
 
-void DPK_LEVEL_FN(wino_weights)(const struct dpk_wino_weights *w) {
+VF_INLINE void transform_row(const struct dpk_wino_weights *w, bool inner) {
     const vf magic = vf_set1(MAGIC);
     vf g[3], unit[6], even[3], odd[3], e[6], o[6];
-    for (int y = 0; y < 3; y++) g[y] = vf_set1(g_rows[w->row][y]);
     for (int n = 0; n < 16; n += VF_N) {
         int16_t *u = (int16_t *)w->u + 2 * n;
+        load_factors(w, n, 1 / divisors[w->row], g);
         for (int j = 0; j < 6; j++) {
             vf s = vf_load(w->scale + (size_t)(6 * w->row + j) * w->scale_pos + n);
-            vf d = vf_set1(1 / (divisors[w->row] * divisors[j]));
-            unit[j] = vf_div(vf_mul(load_gain(w, n), d), s);
+            unit[j] = vf_div(vf_set1(1 / divisors[j]), s);
         }
         for (int32_t k = w->first; k < w->first + w->n; k += 2, u += 32) {
-            sum_taps(w, DPK_BF16, k, n, g, even, odd);
+            sum_taps(w, DPK_BF16, inner, k, n, g, even, odd);
             transform_g(even, e);
             transform_g(odd, o);
             UNROLL
@@ -218,6 +214,12 @@ void DPK_LEVEL_FN(wino_weights)(const struct dpk_wino_weights *w) {
             }
         }
     }
+}
+
+void DPK_LEVEL_FN(wino_weights)(const struct dpk_wino_weights *weights) {
+    const struct dpk_wino_weights w = *weights; /* u cannot overlap a copy */
+    if (w.row == 0 || w.row == 5) transform_row(&w, false);
+    else transform_row(&w, true);
 }
 
 /* ---- Input ---------------------------------------------------------------------------------- */

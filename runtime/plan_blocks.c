@@ -112,6 +112,11 @@ done:
     return rc;
 }
 
+/* An array of nothing may be NULL, which qsort does not take. */
+static void sort_spans(struct spans *s) {
+    if (s->n) qsort(s->at, s->n, sizeof *s->at, compare_spans);
+}
+
 /* What block o closes for the body of which b is `delta` behind the begin. */
 static struct span span_of(const struct dpk_plan_block *o, const struct dpk_plan_block *b,
                            int64_t delta) {
@@ -181,9 +186,8 @@ static int place_body(struct placer *p, uint32_t root, uint64_t *total, dpk_erro
         }
         DPK_TRY(find_spans(p, b, delta, born, 1, 0, p->n_leaves, err));
     }
-    qsort(p->from_short.at, p->from_short.n, sizeof(struct span), compare_spans);
-    if (p->next[root] != DPK_NONE) /* else they are in order */
-        qsort(p->from_steady.at, p->from_steady.n, sizeof(struct span), compare_spans);
+    sort_spans(&p->from_short);
+    if (p->next[root] != DPK_NONE) sort_spans(&p->from_steady); /* else they are in order */
     int64_t offset = best_offset(&p->from_steady, &p->from_short);
     for (uint32_t m = root; m != DPK_NONE; m = p->next[m]) {
         struct dpk_plan_block *b = &p->blocks[m];

@@ -144,10 +144,6 @@ done:
 
 /* ---- Placing ------------------------------------------------------------------------------- */
 
-static void sort_spans(struct spans *s) {
-    if (s->n) qsort(s->at, s->n, sizeof *s->at, compare_spans);
-}
-
 /* Best offset of a body: the smallest gap that holds it, or behind all. */
 static int64_t best_offset(const struct spans *a, const struct spans *b) {
     int64_t end = 0, best = 0, best_gap = INT64_MAX;

@@ -40,6 +40,7 @@ PEERS = {
     "diffpak:bf16": (ALL, {}),
     "diffpak:int8-fast": (STEPS, {}),
     "diffpak:int8-all": (STEPS, {}),
+    "diffpak:int8-convs": (("sd15-step",), {}),
     "diffpak:bf16-avx2": (ALL, {"DPK_ISA": "avx2"}),
     "openvino:bf16": (ALL, {}),
     "openvino:int8": (ALL, {}),
@@ -53,7 +54,11 @@ SKIPPED = {  # rows that a peer does not have, and why
     ("sdcpp:f16", "sdxl-decode"): "its Python package reads a diffusers folder of SDXL as SD 1.x",
     ("sdcpp:f16", "pixart-step"): "has no PixArt-alpha",
 }
-FILTERS = {"int8-fast": "diffusion-fast", "int8-all": "all"}
+QUANTIZE = {  # options of diffpak-quantize
+    "int8-fast": ("--filter", "diffusion-fast"),
+    "int8-all": ("--filter", "all"),
+    "int8-convs": ("--filter", "all", "--convs"),  # what nncf quantizes for OpenVINO
+}
 
 
 # ---- Results -------------------------------------------------------------------------------------
@@ -108,9 +113,9 @@ def diffpak_model(a, model, kind):
     if os.path.exists(path):
         return path
     tool = os.path.join(a.build, "bin", "diffpak-")
-    if kind in FILTERS:
+    if kind in QUANTIZE:
         run_tool(tool + "quantize", diffpak_model(a, model, "bf16"), "-o", path, "-q", "--scheme",
-                 "int8-dynamic", "--filter", FILTERS[kind])
+                 "int8-dynamic", *QUANTIZE[kind])
         return path
     with tempfile.TemporaryDirectory() as folder:
         run_tool(tool + "convert", small_text(model, folder), "-o", path, "-q", "--random-weights",

@@ -157,7 +157,7 @@ test: deps
 
 # check: build and run the tests of one variant
 check: all emulated $(TEST_BIN) $(FUZZ_BIN)
-	@BUILD=$(BUILD) RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(TEST_BIN) $(FUZZ_BIN) $(addprefix ./,$(TEST_SH))
+	@BUILD=$(BUILD) RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(addprefix ./,$(TEST_SH)) $(TEST_BIN) $(FUZZ_BIN)
 
 ## demo: install what is missing, build, convert models/shapes-xl and paint demo.png
 demo: deps

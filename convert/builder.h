@@ -168,10 +168,9 @@ uint64_t dpk_builder_weight_bytes(const struct dpk_builder *b); /* of all; after
 size_t dpk_builder_n_ops(const struct dpk_builder *b);
 const char *dpk_builder_meta_get(const struct dpk_builder *b, const char *key); /* NULL: none */
 
-/* The file that would be written at `path`, opened, but for its weights (f->weights is NULL).
+/* The file that would be written, opened, but for its weights (f->weights is NULL).
  * Nothing is written. Close it. */
-int dpk_builder_view(const struct dpk_builder *b, const char *path, struct dpk_file *f,
-                     dpk_error *err);
+int dpk_builder_view(const struct dpk_builder *b, struct dpk_file *f, dpk_error *err);
 
 /* Write the file. threads 0: one per core. progress may be NULL; it gets bytes of weights, and
  * non-zero from it stops with DPK_ECANCELLED. No partial file is left behind by a failure. */

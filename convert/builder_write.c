@@ -83,13 +83,12 @@ done:
     return rc;
 }
 
-int dpk_builder_view(const struct dpk_builder *b, const char *path, struct dpk_file *f,
-                     dpk_error *err) {
+int dpk_builder_view(const struct dpk_builder *b, struct dpk_file *f, dpk_error *err) {
     struct dpk_writer *w = NULL;
     int rc = DPK_OK;
     *f = (struct dpk_file){.fd = -1};
-    if (!b->sealed) DPK_FAIL(err, DPK_EARG, "%s: the model's description is not complete", path);
-    DPK_TRY(dpk_writer_create(&w, path, err));
+    if (!b->sealed) DPK_FAIL(err, DPK_EARG, "the model's description is not complete");
+    DPK_TRY(dpk_writer_create(&w, NULL, err));
     DPK_TRY(add_front(b, w, err));
     DPK_TRY(dpk_writer_view(w, f, err));
 done:

@@ -34,13 +34,18 @@ static inline bool dpk_atomic_is_model(const char *path) {
     return got == sizeof head && memcmp(head, DPK_MAGIC, sizeof head) == 0;
 }
 
+static inline int dpk_atomic_check(const char *path, dpk_error *err) {
+    if (!dpk_atomic_is_model(path)) return DPK_OK;
+    return dpk_error_set(err, DPK_EIO, "%s: cannot write: it is a packed model", path);
+}
+
 static inline int dpk_atomic_open(struct dpk_atomic_file *f, const char *path, dpk_error *err) {
     struct stat st;
     f->path = path;
     f->temp = NULL;
     f->fd = -1;
-    if (dpk_atomic_is_model(path))
-        return dpk_error_set(err, DPK_EIO, "%s: cannot write: it is a packed model", path);
+    const int rc = dpk_atomic_check(path, err);
+    if (rc != DPK_OK) return rc;
     if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
         f->fd = open(path, O_WRONLY | O_CLOEXEC);
         if (f->fd >= 0) return DPK_OK;
@@ -80,6 +85,8 @@ static inline int dpk_atomic_write(struct dpk_atomic_file *f, const void *data, 
  * error. */
 static inline int dpk_atomic_close(struct dpk_atomic_file *f, int rc, dpk_error *err) {
     if (f->fd < 0) return rc;
+    /* A model may have come under that name since. */
+    if (rc == DPK_OK && f->temp) rc = dpk_atomic_check(f->path, err);
     if (rc == DPK_OK && f->temp && fsync(f->fd) != 0)
         rc = dpk_error_set(err, DPK_EIO, "%s: cannot write: %s", f->path, strerror(errno));
     if (close(f->fd) != 0 && rc == DPK_OK)

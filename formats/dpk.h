@@ -176,7 +176,8 @@ uint64_t dpk_file_sum(const struct dpk_file *f); /* identifies the content: the 
  * front, syncs and renames. Free without finish removes the temporary file. Output depends on the
  * calls alone. */
 struct dpk_writer;
-/* DPK_EIO if path is a folder, a device or in a folder that cannot be written. */
+/* DPK_EIO if path is a folder, a device or in a folder that cannot be written. NULL: nothing is to
+ * be written, for dpk_writer_view. */
 int dpk_writer_create(struct dpk_writer **w, const char *path, dpk_error *err);
 void dpk_writer_free(struct dpk_writer *w); /* NULL is fine */
 int dpk_writer_pair(struct dpk_writer *w, const char *key, const char *value, dpk_error *err);

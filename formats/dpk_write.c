@@ -86,15 +86,16 @@ static int want_state(const struct dpk_writer *w, enum state state, const char *
 
 int dpk_writer_create(struct dpk_writer **out, const char *path, dpk_error *err) {
     struct dpk_writer *w = NULL;
+    const char *name = path ? path : "";
     uint32_t offset;
     int rc = DPK_OK;
     *out = NULL;
-    DPK_TRY(dpk_output_check(path, err));
+    if (path) DPK_TRY(dpk_output_check(path, err));
     w = calloc(1, sizeof *w);
-    if (!w) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for a writer", path);
-    w->path = strdup(path);
+    if (!w) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for a writer", name);
+    w->path = strdup(name);
     w->sum = XXH3_createState();
-    if (!w->path || !w->sum) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for a writer", path);
+    if (!w->path || !w->sum) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for a writer", name);
     DPK_TRY(dpk_writer_string(w, "", &offset, err));
     *out = w;
     w = NULL;

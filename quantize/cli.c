@@ -1,4 +1,5 @@
 /* diffpak-quantize: the command line. */
+#include "../convert/conversion.h"
 #include "../formats/fail.h"
 #include "../formats/tool.h"
 #include "../runtime/session.h"
@@ -22,7 +23,8 @@ static const char help[] =
     "                         get faster by a tenth on this machine), or a file\n"
     "  --convs                k x k convolutions as well, where the filter has them\n"
     "  --convention NAME      rule of 8-bit scales: diffusion-fast (default) or torchao\n"
-    "  --dry-run              list every layer and what would happen to it; write nothing\n"
+    "  --dry-run              list every layer and what would happen to it; write nothing. IN may\n"
+    "                         be a model that is not packed yet; of a folder its configs will do\n"
     "  --json                 print JSON: the list with --dry-run, else the report\n"
     "  -q, --quiet            print nothing but errors and what was asked for\n"
     "  --help, --version\n"
@@ -167,6 +169,9 @@ static int parse(int argc, char **argv, struct arguments *a, bool *done) {
     if (!a->output && !a->dry_run) return dpk_tool_usage(&tool, "-o OUT.dpk is missing");
     if (!a->has_scheme && (!a->dry_run || measures(a)))
         return dpk_tool_usage(&tool, "--scheme is missing");
+    for (int i = 0; i < a->n_reports && a->output; i++)
+        if (strcmp(a->report[i], a->output) == 0)
+            return dpk_tool_usage(&tool, "--report %s: is the output, too", a->output);
     return DPK_TOOL_GOOD;
 }
 
@@ -196,9 +201,39 @@ static void print_results(const struct arguments *a, const struct dpk_card *c) {
     else if (!a->quiet) dpk_report_summary(stdout, &c->subject, &c->layers);
 }
 
+/* The file that is to be quantized, or with --dry-run one that is not there yet: its weights are not
+ * needed then. */
+struct input {
+    struct dpk_file file;
+    struct dpk_conversion *conversion;
+};
+
+static int open_input(struct input *in, const struct arguments *a, dpk_error *err) {
+    struct stat st;
+    if (!a->dry_run || stat(a->input, &st) != 0 || dpk_atomic_is_model(a->input))
+        return dpk_file_open(&in->file, a->input, err);
+    const bool of_weights = measures(a) || strcmp(a->filter, "auto") == 0;
+    const struct dpk_convert_options options = {
+        .source = a->input, .dtype = DPK_BF16, .random = S_ISDIR(st.st_mode)};
+    int rc = DPK_OK;
+    if (of_weights)
+        DPK_FAIL(err, DPK_EARG, "%s: is not packed, there is nothing to measure or to time",
+                 a->input);
+    DPK_TRY(dpk_conversion_open(&in->conversion, &options, err));
+    DPK_TRY(dpk_builder_view(dpk_conversion_builder(in->conversion), &in->file, err));
+done:
+    return rc;
+}
+
+static void close_input(struct input *in) {
+    dpk_file_close(&in->file);
+    dpk_conversion_close(in->conversion);
+}
+
 static int run(const struct arguments *a, const struct dpk_file *f, const struct dpk_filter *filter,
                const struct dpk_prompts *prompts, dpk_error *err) {
     struct dpk_card card = {0};
+    struct dpk_atomic_file reports[MAX_REPORTS];
     struct dpk_tool_bar bar = dpk_tool_bar_make(a->quiet);
     const struct dpk_card_options options = {.input = a->input,
                                              .output = a->dry_run ? NULL : a->output,
@@ -217,32 +252,35 @@ static int run(const struct arguments *a, const struct dpk_file *f, const struct
                                                      .progress_arg = &bar},
                                              .progress = show_writing,
                                              .progress_arg = &bar};
-    int rc = dpk_card_make(&card, f, &options, err);
+    int n = 0, rc = DPK_OK;
+    /* Before all that takes time: what cannot be written should be known now. */
+    for (; n < a->n_reports; n++) DPK_TRY(dpk_atomic_open(&reports[n], a->report[n], err));
+    rc = dpk_card_make(&card, f, &options, err);
     dpk_tool_bar_clear(&bar);
-    if (rc != DPK_OK) goto done;
-    for (int i = 0; i < a->n_reports; i++)
-        DPK_TRY(dpk_report_write(a->report[i], &card.subject, &card.layers, err));
-    print_results(a, &card);
+    for (int i = 0; i < n && rc == DPK_OK; i++)
+        rc = dpk_report_write(&reports[i], &card.subject, &card.layers, err);
 done:
+    for (int i = 0; i < n; i++) rc = dpk_atomic_close(&reports[i], rc, err);
+    if (rc == DPK_OK) print_results(a, &card);
     dpk_card_free(&card);
     return rc;
 }
 
 static int quantize(const struct arguments *a) {
-    struct dpk_file f = {0};
+    struct input in = {.file = {.fd = -1}};
     struct dpk_filter *filter = NULL;
     struct dpk_prompts prompts = {0};
     dpk_error err;
     int rc = DPK_OK;
     DPK_TRY(dpk_filter_open(&filter, a->filter, &err));
     DPK_TRY(dpk_prompts_open(&prompts, a->prompts, &err));
-    DPK_TRY(dpk_file_open(&f, a->input, &err));
-    DPK_TRY(run(a, &f, filter, &prompts, &err));
+    DPK_TRY(open_input(&in, a, &err));
+    DPK_TRY(run(a, &in.file, filter, &prompts, &err));
 done:
     if (rc != DPK_OK) fprintf(stderr, "diffpak-quantize: %s\n", err.msg);
     dpk_filter_free(filter);
     dpk_prompts_free(&prompts);
-    dpk_file_close(&f);
+    close_input(&in);
     return rc == DPK_OK ? DPK_TOOL_GOOD : DPK_TOOL_FAILED;
 }
 

@@ -19,7 +19,7 @@ static const char style[] =
     "main{max-width:60rem;margin:0 auto;padding:1rem}\n"
     "h1{font-size:1.5rem;line-height:1.25;margin:.5rem 0 0;overflow-wrap:anywhere}\n"
     "h2{font-size:1.1rem;margin:2rem 0 .25rem}\n"
-    "p{margin:.25rem 0 .75rem}.soft{color:var(--soft);overflow-wrap:anywhere}\n"
+    "p{margin:.25rem 0 .75rem;overflow-wrap:anywhere}.soft{color:var(--soft)}\n"
     ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.25rem,1fr));gap:.6rem;"
     "margin:1rem 0}\n"
     ".tiles div{background:var(--card);border:1px solid var(--line);border-radius:.5rem;"
@@ -48,8 +48,9 @@ static const char style[] =
     "td:first-child,th:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere;"
     "min-width:11rem}\n"
     "th{color:var(--soft);font-weight:600}summary{cursor:pointer;margin:.75rem 0}\n"
-    /* Phones: what a layer costs fits beside its name, its shape and size do not. */
-    "@media (max-width:34rem){td,th{padding:.25rem}th{white-space:normal}"
+    /* Phones: what a layer costs fits beside its name, its shape and size do not. Charts shrink,
+     * their text not as much. */
+    "@media (max-width:34rem){svg text{font-size:13px}td,th{padding:.25rem}th{white-space:normal}"
     "td:first-child,th:first-child{min-width:8rem}.costs td:nth-child(2),"
     ".costs th:nth-child(2),.costs td:nth-child(6),.costs th:nth-child(6){display:none}}\n";
 
@@ -250,7 +251,9 @@ static void all_layers(const struct page *p) {
 
 static void charts(const struct page *p) {
     const struct dpk_measure *m = p->subject->measure;
-    if (m) {
+    bool any = false; /* is there a quantized layer that was run? */
+    for (size_t i = 0; m && i < p->layers->n; i++) any = any || m->layer[i].uses;
+    if (any) {
         heading(p, "Error of every layer",
                 "Relative L2 error of a layer's output on the unquantized model's own activations, "
                 "in the order of the file; logarithmic.");
@@ -262,7 +265,7 @@ static void charts(const struct page *p) {
     }
     heading(p, "Sizes", "Grey: before. Green: after.");
     dpk_html_chart_sizes(p->out, p->subject, p->layers, &p->components);
-    if (m) worst_layers(p);
+    if (any) worst_layers(p);
 }
 
 static void alone(const struct page *p) {

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { WIDTH = 440, HEIGHT = 230, LEFT = 46, RIGHT = 432, TOP = 12, BOTTOM = 196 };
+enum { WIDTH = 440, HEIGHT = 230, LEFT = 58, RIGHT = 432, TOP = 12, BOTTOM = 196 };
 
 /* An axis from low to high, perhaps logarithmic, over pixels from..to. */
 struct axis {
@@ -61,7 +61,7 @@ static void legend(FILE *out, const struct dpk_html_components *c, double y) {
         fprintf(out, "<text x=\"%.0f\" y=\"%.0f\">", x + 13, y);
         dpk_html_text_n(out, c->name[i], c->length[i] < 24 ? c->length[i] : 24);
         fputs("</text>\n", out);
-        x += 24 + 6.8 * (double)(c->length[i] < 24 ? c->length[i] : 24);
+        x += 24 + 7.6 * (double)(c->length[i] < 24 ? c->length[i] : 24);
         if (x > RIGHT - 60) break;
     }
 }

@@ -11,7 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-enum { DEFAULT_SIDE = 512 };
+enum { DEFAULT_SIDE = 512, PROBED_PROMPTS = 3, MIN_TIMED = 3 };
+#define SECONDS_MORE 2.0 /* after which no call is made for its time alone */
 
 double dpk_side_seconds(void) {
     struct timespec t;
@@ -115,6 +116,7 @@ struct run {
     uint8_t *rgb;
     uint32_t width, height;
     double step_seconds; /* the fastest call; 0: none was timed */
+    uint32_t n_timed;
 };
 
 static int tell(const struct run *r, const char *stage, double fraction, dpk_error *err) {
@@ -127,10 +129,14 @@ static int tell(const struct run *r, const char *stage, double fraction, dpk_err
     return dpk_error_set(err, DPK_ECANCELLED, "measuring was stopped: %s", what);
 }
 
-/* The layers are compared in the first prompt's run, at two of its calls: the first, where all is
+/* The layers are compared in the first prompts' runs, at two of their calls: the first, where all is
  * noise, and one in the middle. */
 static bool probes_row(const struct run *r, uint32_t row, uint32_t n_rows) {
     return r->other && (row == 0 || row == n_rows / 2);
+}
+
+static void keep_time(struct run *r, double seconds) {
+    if (r->n_timed++ == 0 || seconds < r->step_seconds) r->step_seconds = seconds;
 }
 
 static int sample(struct run *r, struct dpk_job *job, const struct dpk_exec_hook *hook,
@@ -145,20 +151,23 @@ static int sample(struct run *r, struct dpk_job *job, const struct dpk_exec_hook
         DPK_TRY(tell(r, stage, 0.1 + 0.8 * row / n, err));
         const double begin = dpk_side_seconds();
         DPK_TRY(dpk_job_step(job, row, probed ? hook : NULL, err));
-        const double took = dpk_side_seconds() - begin;
-        if (!probed && (r->step_seconds <= 0 || took < r->step_seconds)) r->step_seconds = took;
+        if (!probed) keep_time(r, dpk_side_seconds() - begin);
     }
 done:
     return rc;
 }
 
-/* A run of one or two calls in which all were probed: time one more, whose result is not used. */
+/* A run in which few calls were timed, or none because all were probed: time some more, whose
+ * results are not used. */
 static int time_step(struct run *r, struct dpk_job *job, dpk_error *err) {
+    const double first = dpk_side_seconds();
     int rc = DPK_OK;
-    if (r->step_seconds > 0) goto done;
-    const double begin = dpk_side_seconds();
-    DPK_TRY(dpk_job_step(job, 0, NULL, err));
-    r->step_seconds = dpk_side_seconds() - begin;
+    while (r->n_timed == 0 ||
+           (r->n_timed < MIN_TIMED && dpk_side_seconds() - first < SECONDS_MORE)) {
+        const double begin = dpk_side_seconds();
+        DPK_TRY(dpk_job_step(job, 0, NULL, err));
+        keep_time(r, dpk_side_seconds() - begin);
+    }
 done:
     return rc;
 }
@@ -264,7 +273,7 @@ static int measure_prompt(struct dpk_measure *m, struct dpk_side side[2], const 
         r[k].side = &side[k];
         r[k].layer_of = layer_of;
         r[k].layer = m->layer;
-        if (i == 0 && k == 0) r[k].other = &side[1];
+        if (i < PROBED_PROMPTS && k == 0) r[k].other = &side[1];
         DPK_TRY(dpk_side_params(&side[0], o, i, &params, err));
         params.seeds = &p->seed;
         params.n_seeds = 1;

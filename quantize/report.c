@@ -1,6 +1,5 @@
 #include "report.h"
 
-#include "../formats/atomic_file.h"
 #include "../formats/fail.h"
 #include "../formats/utf8.h"
 #include "html.h"
@@ -188,24 +187,21 @@ void dpk_report_json(FILE *out, const struct dpk_report_subject *subject,
     fputs("\n]}\n", out);
 }
 
-int dpk_report_write(const char *path, const struct dpk_report_subject *subject,
+int dpk_report_write(struct dpk_atomic_file *file, const struct dpk_report_subject *subject,
                      const struct dpk_layers *layers, dpk_error *err) {
-    struct dpk_atomic_file file = {.fd = -1};
     char *text = NULL;
     size_t n_bytes = 0;
     FILE *memory = open_memstream(&text, &n_bytes);
     int rc = DPK_OK;
-    if (!memory) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for the report", path);
-    const size_t n = strlen(path);
-    if (n > 5 && strcmp(path + n - 5, ".html") == 0)
+    if (!memory) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for the report", file->path);
+    const size_t n = strlen(file->path);
+    if (n > 5 && strcmp(file->path + n - 5, ".html") == 0)
         rc = dpk_html_page(memory, subject, layers, err);
     else dpk_report_json(memory, subject, layers);
     const bool whole = fclose(memory) == 0;
     if (rc != DPK_OK) goto done;
-    if (!whole) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for the report", path);
-    DPK_TRY(dpk_atomic_open(&file, path, err));
-    rc = dpk_atomic_write(&file, text, n_bytes, err);
-    rc = dpk_atomic_close(&file, rc, err);
+    if (!whole) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for the report", file->path);
+    DPK_TRY(dpk_atomic_write(file, text, n_bytes, err));
 done:
     free(text);
     return rc;

@@ -2,6 +2,7 @@
 #ifndef DPK_REPORT_H
 #define DPK_REPORT_H
 
+#include "../formats/atomic_file.h"
 #include "measure.h"
 
 #include <stdio.h>
@@ -44,9 +45,9 @@ void dpk_report_summary(FILE *out, const struct dpk_report_subject *subject,
  * and share of the total error (null where nothing was lost). */
 void dpk_report_json(FILE *out, const struct dpk_report_subject *subject,
                      const struct dpk_layers *layers);
-/* To a file, which appears whole or not at all: a page if its name ends in .html, else JSON.
- * Errors: DPK_EIO, DPK_ENOMEM. */
-int dpk_report_write(const char *path, const struct dpk_report_subject *subject,
+/* To an open file: a page if its name ends in .html, else JSON. The caller opens it before the work
+ * whose report it is, which may take hours, and closes it. Errors: DPK_EIO, DPK_ENOMEM. */
+int dpk_report_write(struct dpk_atomic_file *file, const struct dpk_report_subject *subject,
                      const struct dpk_layers *layers, dpk_error *err);
 
 /* What was measured: lines for people, nothing if nothing was. */

@@ -175,6 +175,8 @@ fails 2 "want decibels .* or a file size" "$q" "$tiny" -o "$tmp/no.dpk" --scheme
 fails 2 "max-error -1: want a number" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --max-error -1
 fails 2 "steps 2.5: want a whole number" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --steps 2.5
 fails 2 "ends in .json or .html" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --report x.pdf
+fails 2 "is the output, too" "$q" "$tiny" -o "$tmp/no.json" --scheme int8-weight --report "$tmp/no.json"
+fails 1 "absent/x.html: cannot create" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --steps 1 --size 64 --report "$tmp/no.json" --report "$tmp/absent/x.html"
 fails 1 "99 prompts" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --prompts 99
 printf '\n\n' >"$tmp/empty.txt"
 fails 1 "no prompts" "$q" "$tiny" -o "$tmp/no.dpk" --scheme int8-weight --prompts "$tmp/empty.txt"

@@ -52,6 +52,15 @@ assert {n.split(".")[0] for n in names} == {"unet", "vae", "text_encoder", "text
 E2
 works "$q" "$model" --dry-run
 grep -q "^layer .*fused from.*rows.*decision.*reason" "$tmp/out" && grep -q "to_q+to_k+to_v" "$tmp/out" && ok "list as a table" || bad "list as a table: $(head -n 2 "$tmp/out")"
+cp "$tmp/out" "$tmp/packed"
+works "$q" models/shapes-xl --dry-run
+cmp -s "$tmp/out" "$tmp/packed" && ok "the same list of a model that is not packed yet" || bad "another list of the model before it is packed"
+for config in sdxl-base-1.0:397/727 pixart-xl-2-1024-ms:206/312; do
+    n=${config#*:}
+    works "$q" "tests/data/configs/${config%:*}" --dry-run
+    n=$((${n%/*} + 1)) # and one of the autoencoder's encoder
+    tail -n 1 "$tmp/out" | grep -q "^$n of ${config##*/} layers" && ok "$n layers of ${config%:*} by its configs" || bad "${config%:*}: $(tail -n 1 "$tmp/out")"
+done
 printf 'quantize unet.*.to_qkv  # these alone\nskip *\n' >"$tmp/rules"
 works "$q" "$model" --dry-run --json --filter "$tmp/rules" --scheme int4-weight:32
 holds "filter file" "$tmp/out" <<'E2'
@@ -91,6 +100,9 @@ python3 -m json.tool "$tmp/out" >/dev/null && ok "--json is JSON" || bad "--json
 cmp -s "$tmp/ao.dpk" "$tmp/int8-dynamic.dpk" && bad "both conventions give the same file" || ok "conventions differ"
 
 # what is refused
+fails 1 "not packed" "$q" models/shapes-xl --dry-run --filter auto
+fails 1 "is a folder" "$q" models/shapes-xl -o "$tmp/no.dpk" --scheme int8-weight
+fails 1 "model_index.json is missing" "$q" "$tmp" --dry-run
 fails 2 "IN.dpk is missing" "$q"
 fails 2 "OUT.dpk is missing" "$q" "$model" --scheme int8-weight
 fails 2 "scheme is missing" "$q" "$model" -o "$tmp/no.dpk"

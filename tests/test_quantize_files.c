@@ -143,7 +143,7 @@ static void check_real_model(const struct real_model *m, const cJSON *golden) {
     const struct dpk_scheme scheme = scheme_of("int8-dynamic", 0, false);
     snprintf(source, sizeof source, "tests/data/configs/%s", m->config);
     struct dpk_conversion *c = open_source(source, DPK_BF16, true);
-    CHECK(dpk_builder_view(dpk_conversion_builder(c), "view.dpk", &f, &err));
+    CHECK(dpk_builder_view(dpk_conversion_builder(c), &f, &err));
     assert_null(f.weights);
     CHECK(dpk_filter_open(&filter, "diffusion-fast", &err));
     CHECK(dpk_layers_make(&l, &f, "view.dpk", &scheme, filter, &err));
@@ -536,7 +536,10 @@ static void test_report(void **state) {
                                                .scheme = &scheme,
                                                .filter_id = dpk_filter_id(filter),
                                                .file_before = f.file_bytes};
-    CHECK(dpk_report_write(path, &subject, &l, &err));
+    struct dpk_atomic_file file;
+    CHECK(dpk_atomic_open(&file, path, &err));
+    CHECK(dpk_report_write(&file, &subject, &l, &err));
+    CHECK(dpk_atomic_close(&file, DPK_OK, &err));
     size_t n;
     cJSON *json;
     uint8_t *text = get_file(path, &n);
@@ -564,7 +567,12 @@ static void test_report(void **state) {
     assert_true(dpk_sqnr_db(t.worst->signal, t.worst->noise) <= t.sqnr_db);
     cJSON_Delete(json);
     free(text);
-    assert_int_equal(dpk_report_write(in_dir(*state, "none/x.json"), &subject, &l, &err), DPK_EIO);
+    /* What became a model in the meantime is left alone. */
+    const char *late = in_dir(*state, "late.json");
+    CHECK(dpk_atomic_open(&file, late, &err));
+    convert("tests/data/tiny-sd15", DPK_BF16, late);
+    assert_int_equal(dpk_atomic_close(&file, DPK_OK, &err), DPK_EIO);
+    assert_true(dpk_atomic_is_model(late));
     dpk_layers_free(&l);
     dpk_file_close(&f);
     dpk_filter_free(filter);

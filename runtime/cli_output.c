@@ -1,6 +1,8 @@
 /* Messages, progress bar and JSON of the `diffpak` program. */
 #include "cli.h"
 
+#include "../formats/fail.h"
+
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
@@ -13,12 +15,14 @@ int dpk_cli_fail(const dpk_error *err) {
 }
 
 int dpk_cli_usage(const char *command, const char *format, ...) {
+    dpk_error err; /* makes one clean line of what arguments and files say */
+    char text[sizeof err.msg];
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "diffpak %s: ", command);
-    vfprintf(stderr, format, args);
-    fprintf(stderr, " (see diffpak --help)\n");
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    dpk_error_set(&err, DPK_EARG, "%s: %s", command, text);
+    fprintf(stderr, "diffpak %s (see diffpak --help)\n", err.msg);
     return CLI_USAGE;
 }
 

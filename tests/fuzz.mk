@@ -4,16 +4,20 @@ FUZZ_BIN   := $(addprefix $(BUILD)/tests/replay_,$(FUZZ_NAMES))
 TIME       ?= 60
 FUZZ       ?= $(FUZZ_NAMES)
 FUZZ_LIBS   = $(TOOL_LIBS) -lz -lcmocka
+FUZZ_OBJ    = $(filter %.o,$^) $(filter %.a,$^)
+
+# What a target needs of a program's own half.
+$(BUILD)/tests/replay_batch $(BUILD)/tests/fuzz_batch: $(call obj,$(addprefix runtime/cli_,batch.c picture.c options.c output.c))
 
 $(BUILD)/tests/replay_%: $(BUILD)/obj/tests/fuzz_%.o $(BUILD)/obj/tests/replay.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
 	$(call say,LD $@)
-	$(Q)$(CC) $(LDFLAGS) $^ $(FUZZ_LIBS) -o $@
+	$(Q)$(CC) $(LDFLAGS) $(FUZZ_OBJ) $(FUZZ_LIBS) -o $@
 
 $(BUILD)/tests/fuzz_%: $(BUILD)/obj/tests/fuzz_%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
 	$(call say,LD $@)
-	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer $^ $(FUZZ_LIBS) -o $@
+	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer $(FUZZ_OBJ) $(FUZZ_LIBS) -o $@
 
 # Makes tables of constants, which takes seconds where every comparison is recorded.
 $(BUILD)/obj/convert/pack_tokenizer_unicode.o: CFLAGS += $(if $(findstring fuzzer,$(SAN)),-fno-sanitize=fuzzer-no-link)

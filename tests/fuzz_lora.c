@@ -23,16 +23,6 @@ static struct dpk_conversion *open_model(const char *path) {
     return c;
 }
 
-static size_t largest_number(const uint8_t *text, size_t n) {
-    size_t largest = 0, number = 0;
-    for (size_t i = 0; i < n; i++) {
-        number = text[i] >= '0' && text[i] <= '9' ? number * 10 + text[i] - '0' : 0;
-        if (number > 65536) number = 0;
-        if (number > largest) largest = number;
-    }
-    return largest;
-}
-
 /* Merge into some rows of every tensor of the component. */
 static void merge(const struct dpk_lora *lora, const struct dpk_component *c) {
     dpk_error err;
@@ -57,13 +47,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     }
     if (n_bytes == 0) return 0;
     const unsigned mode = data[0];
-    size_t header = n_bytes - 1, buffer = mode & 4 ? 0 : largest_number(data + 1, header);
-    size_t front = mode & 4 ? 0 : 8;
-    uint8_t *file = calloc(1, front + header + buffer + 1);
-    if (!file) return 0;
-    for (size_t i = 0; i < front; i++) file[i] = (uint8_t)((uint64_t)header >> 8 * i);
-    memcpy(file + front, data + 1, header);
-    for (size_t i = 0; i < buffer; i++) file[front + header + i] = (uint8_t)(i % 4 == 3 ? 0x3c : i);
+    size_t n_file = n_bytes - 1;
+    uint8_t *built = mode & 4 ? NULL : fuzz_safetensors(data + 1, n_bytes - 1, &n_file);
+    const uint8_t *file = built ? built : data + 1;
 
     struct dpk_component components[MAX_COMPONENTS];
     const struct dpk_component *one;
@@ -71,9 +57,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     while (n < MAX_COMPONENTS && (one = dpk_conversion_component(models[mode & 1], n)))
         components[n++] = *one;
     struct dpk_lora *lora = NULL;
-    struct dpk_lora_file f = {.path = fuzz_file(0, file, front + header + buffer),
-                              .scale = 0.5,
-                              .partial = (mode & 2) != 0};
+    struct dpk_lora_file f = {
+        .path = fuzz_file(0, file, n_file), .scale = 0.5, .partial = (mode & 2) != 0};
     dpk_error err;
     int rc = dpk_lora_create(&lora, &err);
     fuzz_check_error(rc, &err);
@@ -83,6 +68,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     }
     for (int i = 0; rc == DPK_OK && i < n; i++) merge(lora, &components[i]);
     dpk_lora_free(lora);
-    free(file);
+    free(built);
     return 0;
 }

@@ -8,16 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-static size_t largest_number(const uint8_t *text, size_t n) {
-    size_t largest = 0, number = 0;
-    for (size_t i = 0; i < n; i++) {
-        number = text[i] >= '0' && text[i] <= '9' ? number * 10 + text[i] - '0' : 0;
-        if (number > 65536) number = 0;
-        if (number > largest) largest = number;
-    }
-    return largest;
-}
-
 static void walk(const char *path, const uint8_t *data, size_t n_bytes) {
     struct dpk_stream in = {0};
     struct dpk_safetensors st = {0};
@@ -54,18 +44,12 @@ static void walk(const char *path, const uint8_t *data, size_t n_bytes) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     if (n_bytes == 0) return 0;
-    bool raw = data[0] == 0;
-    size_t header = n_bytes - 1, buffer = raw ? 0 : largest_number(data + 1, header);
-    size_t n = raw ? header : 8 + header + buffer;
-    uint8_t *file = calloc(1, n ? n : 1);
-    if (!file) return 0;
-    if (raw) {
-        memcpy(file, data + 1, header);
-    } else {
-        for (int i = 0; i < 8; i++) file[i] = (uint8_t)((uint64_t)header >> 8 * i);
-        memcpy(file + 8, data + 1, header);
-        for (size_t i = 0; i < buffer; i++) file[8 + header + i] = (uint8_t)(i * 37);
+    if (data[0] == 0) {
+        walk(fuzz_file(0, data + 1, n_bytes - 1), data + 1, n_bytes - 1);
+        return 0;
     }
+    size_t n;
+    uint8_t *file = fuzz_safetensors(data + 1, n_bytes - 1, &n);
     walk(fuzz_file(0, file, n), file, n);
     free(file);
     return 0;

@@ -38,6 +38,27 @@ uint8_t *fuzz_load(const char *path, size_t *n_bytes) {
     return data;
 }
 
+static size_t largest_number(const uint8_t *text, size_t n) {
+    size_t largest = 0, number = 0;
+    for (size_t i = 0; i < n; i++) {
+        number = text[i] >= '0' && text[i] <= '9' ? number * 10 + text[i] - '0' : 0;
+        if (number > 65536) number = 0;
+        if (number > largest) largest = number;
+    }
+    return largest;
+}
+
+uint8_t *fuzz_safetensors(const uint8_t *header, size_t n, size_t *n_bytes) {
+    const size_t buffer = largest_number(header, n);
+    uint8_t *file = malloc(8 + n + buffer);
+    fuzz_require(file != NULL, "memory");
+    for (int i = 0; i < 8; i++) file[i] = (uint8_t)((uint64_t)n >> 8 * i);
+    memcpy(file + 8, header, n);
+    for (size_t i = 0; i < buffer; i++) file[8 + n + i] = (uint8_t)(i % 4 == 3 ? 0x3c : i * 37);
+    *n_bytes = 8 + n + buffer;
+    return file;
+}
+
 void fuzz_require(bool holds, const char *what) {
     if (holds) return;
     fprintf(stderr, "fuzz: does not hold: %s\n", what);

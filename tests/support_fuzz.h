@@ -19,6 +19,11 @@ const char *fuzz_file(int slot, const void *data, size_t n_bytes);
 /* A whole file of the repository; ends the process if it is not there. */
 uint8_t *fuzz_load(const char *path, size_t *n_bytes);
 
+/* A safetensors file from a text that is to be its header: the length before it fits, the buffer
+ * after it has as many bytes as the largest number in the text says (up to 64 KiB). malloc'ed, the
+ * caller frees it. */
+uint8_t *fuzz_safetensors(const uint8_t *header, size_t n, size_t *n_bytes);
+
 /* What every call must keep: the code in the error is the one returned, the message is one line,
  * not empty, of UTF-8 without control characters. Ends the process otherwise. */
 void fuzz_check_error(int rc, const dpk_error *err);

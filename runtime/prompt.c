@@ -6,6 +6,7 @@
 
 #include "../formats/fail.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,6 +147,10 @@ int dpk_prompt_parse(struct dpk_prompt *p, const char *text, bool weighted, dpk_
         close_bracket(&q, round, round ? 1.1 : 1 / 1.1);
     }
     join_parts(p);
+    for (size_t i = 0; i < p->n_parts; i++)
+        if (!isfinite((float)p->parts[i].weight))
+            DPK_FAIL(err, DPK_EARG, "prompt: words with weight %g, want at most %g",
+                     p->parts[i].weight, (double)FLT_MAX);
 done:
     free(q.open);
     if (rc) dpk_prompt_free(p);

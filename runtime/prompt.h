@@ -22,7 +22,8 @@ struct dpk_prompt {
 
 /* weighted: take brackets for weights, as the web user interfaces do ("(a)" 1.1, "[a]" 1/1.1,
  * "(a:1.3)" 1.3, nested ones multiplied, an open one reaches the end, a closing one without an
- * opening is text). Else all is one part of weight 1. Errors: DPK_ENOMEM. */
+ * opening is text). Else all is one part of weight 1. Errors: DPK_EARG (a weight that no float can
+ * hold), DPK_ENOMEM. */
 int dpk_prompt_parse(struct dpk_prompt *p, const char *text, bool weighted, dpk_error *err);
 void dpk_prompt_free(struct dpk_prompt *p); /* also of a zeroed struct */
 

@@ -1,6 +1,6 @@
 /* LoRA files. Byte 0: the model (bit 0), partial (bit 1), a raw file (bit 2). The rest is a raw
  * file or the header of a safetensors file, whose length is made to fit and whose buffer follows
- * (up to 64 KiB). The layers that are found are merged. */
+ * (fuzz_safetensors). The layers that are found are merged. */
 #include "support_fuzz.h"
 
 #include "../convert/conversion.h"

@@ -1,6 +1,5 @@
 /* safetensors files. First byte 0: the rest is the file. Else the rest is a header, the 8 bytes
- * before it are made to fit, and a buffer of as many bytes as the largest number in it says (up to
- * 64 KiB) follows. */
+ * before it are made to fit, and a buffer follows (fuzz_safetensors). */
 #include "support_fuzz.h"
 
 #include "../formats/tensors.h"

@@ -38,10 +38,14 @@ uint8_t *fuzz_load(const char *path, size_t *n_bytes) {
     return data;
 }
 
+/* Of the numbers after a comma: a range ends with one, names and types have none. */
 static size_t largest_number(const uint8_t *text, size_t n) {
     size_t largest = 0, number = 0;
+    bool counts = false;
     for (size_t i = 0; i < n; i++) {
-        number = text[i] >= '0' && text[i] <= '9' ? number * 10 + text[i] - '0' : 0;
+        const bool digit = text[i] >= '0' && text[i] <= '9';
+        if (!digit && text[i] != ' ') counts = text[i] == ',';
+        number = digit && counts ? number * 10 + text[i] - '0' : 0;
         if (number > 65536) number = 0;
         if (number > largest) largest = number;
     }
@@ -54,7 +58,7 @@ uint8_t *fuzz_safetensors(const uint8_t *header, size_t n, size_t *n_bytes) {
     fuzz_require(file != NULL, "memory");
     for (int i = 0; i < 8; i++) file[i] = (uint8_t)((uint64_t)n >> 8 * i);
     memcpy(file + 8, header, n);
-    for (size_t i = 0; i < buffer; i++) file[8 + n + i] = (uint8_t)(i % 4 == 3 ? 0x3c : i * 37);
+    for (size_t i = 0; i < buffer; i++) file[8 + n + i] = (uint8_t)(i % 2 ? 0x3c : i * 37);
     *n_bytes = 8 + n + buffer;
     return file;
 }
@@ -67,6 +71,7 @@ void fuzz_require(bool holds, const char *what) {
 
 void fuzz_check_error(int rc, const dpk_error *err) {
     if (rc == DPK_OK) return;
+    if (getenv("DPK_FUZZ_SAY")) fprintf(stderr, "%s\n", err->msg);
     fuzz_require(rc > 0 && rc <= DPK_EBACKEND, "the return value is a status");
     fuzz_require(err->code == rc, "err.code is the return value");
     size_t n = strnlen(err->msg, sizeof err->msg);
@@ -93,7 +98,7 @@ void fuzz_edit(uint8_t *file, const size_t *begin, int n_parts, struct fuzz_byte
         int part = (int)(kind & 7) % n_parts;
         size_t width = (size_t)1 << (kind >> 3 & 3), size = begin[part + 1] - begin[part];
         if (size < width) continue;
-        uint8_t *at = file + begin[part] + offset % (size - width + 1);
+        uint8_t *at = file + begin[part] + offset % (size / width) * width;
         memcpy(&old, at, width);
         switch (kind >> 5 & 3) {
         case 1:

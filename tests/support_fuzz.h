@@ -20,12 +20,13 @@ const char *fuzz_file(int slot, const void *data, size_t n_bytes);
 uint8_t *fuzz_load(const char *path, size_t *n_bytes);
 
 /* A safetensors file from a text that is to be its header: the length before it fits, the buffer
- * after it has as many bytes as the largest number in the text says (up to 64 KiB). malloc'ed, the
- * caller frees it. */
+ * after it has as many bytes as the largest number after a comma says (up to 64 KiB), which are
+ * finite numbers of any type. malloc'ed, the caller frees it. */
 uint8_t *fuzz_safetensors(const uint8_t *header, size_t n, size_t *n_bytes);
 
 /* What every call must keep: the code in the error is the one returned, the message is one line,
- * not empty, of UTF-8 without control characters. Ends the process otherwise. */
+ * not empty, of UTF-8 without control characters. Ends the process otherwise. Prints the message
+ * if DPK_FUZZ_SAY is in the environment: how far does a corpus get? */
 void fuzz_check_error(int rc, const dpk_error *err);
 void fuzz_require(bool holds, const char *what);
 
@@ -40,7 +41,7 @@ uint64_t fuzz_take(struct fuzz_bytes *b, int n_bytes);
  *     u8 part (low 3 bits), width 1 2 4 8 (2 bits), action set add xor copy (2 bits)
  *     u24 offset within the part, s32 value
  * where part p is [begin[p], begin[p + 1]), n_parts at most 8, copy takes its bytes from `value`
- * within the part. Offsets wrap. */
+ * within the part. Offsets count in widths, and wrap. */
 void fuzz_edit(uint8_t *file, const size_t *begin, int n_parts, struct fuzz_bytes *b);
 
 #endif

@@ -230,7 +230,7 @@ static float pack_key(uint16_t *dst, const uint16_t *const *rows, int cols) {
 
 /* Zeros where the row is NULL. */
 INLINE __m128i load8(const uint16_t *row, int c, __mmask8 some) {
-    return _mm_maskz_loadu_epi16(row ? some : 0, row + c);
+    return _mm_maskz_loadu_epi16(row ? some : 0, row ? row + c : row);
 }
 
 static void pack_value(uint16_t *dst, size_t v_stride, const uint16_t *const *rows, int cols) {

@@ -25,7 +25,7 @@ static void repair(uint8_t *png, size_t n) {
 static void read_png(const uint8_t *data, size_t n_bytes) {
     struct dpk_png png = {0};
     dpk_error err;
-    int rc = dpk_png_read(&png, fuzz_file(0, data, n_bytes), 1 << 18, &err);
+    int rc = dpk_png_read(&png, fuzz_file(0, data, n_bytes), 1 << 14, &err);
     fuzz_check_error(rc, &err);
     if (rc == DPK_OK) {
         volatile uint8_t sum = 0;

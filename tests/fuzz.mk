@@ -10,12 +10,12 @@ FUZZ_HELP  := $(TEST_HELP) $(BUILD)/obj/tests/replay_tables.o
 # What a target needs of a program's own half.
 $(BUILD)/tests/replay_batch $(BUILD)/tests/fuzz_batch: $(call obj,$(addprefix runtime/cli_,batch.c picture.c options.c output.c))
 
-$(BUILD)/tests/replay_%: $(BUILD)/obj/tests/fuzz_%.o $(BUILD)/obj/tests/replay.o $(FUZZ_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+$(FUZZ_BIN): $(BUILD)/tests/replay_%: $(BUILD)/obj/tests/fuzz_%.o $(BUILD)/obj/tests/replay.o $(FUZZ_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
 	$(call say,LD $@)
 	$(Q)$(CC) $(LDFLAGS) $(FUZZ_OBJ) $(FUZZ_LIBS) -o $@
 
-$(BUILD)/tests/fuzz_%: $(BUILD)/obj/tests/fuzz_%.o $(FUZZ_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
+$(addprefix $(BUILD)/tests/fuzz_,$(FUZZ_NAMES)): $(BUILD)/tests/fuzz_%: $(BUILD)/obj/tests/fuzz_%.o $(FUZZ_HELP) $(BUILD)/obj/libtools.a $(LIB)/libdiffpak.a
 	@mkdir -p $(@D)
 	$(call say,LD $@)
 	$(Q)$(CC) $(LDFLAGS) -fsanitize=fuzzer $(FUZZ_OBJ) $(FUZZ_LIBS) -o $@

@@ -18,10 +18,30 @@ struct job {
     int rc;                      /* of out or in; DPK_OK: the fault is libpng's finding */
     dpk_error *err;
     const char *path;
+    bool starved; /* libpng was refused memory */
 };
+
+/* libpng does without what it has no memory for where it can, a text say: not so here. */
+static png_voidp take_memory(png_structp png, png_alloc_size_t n) {
+    struct job *job = png_get_mem_ptr(png);
+    void *p = malloc(n);
+    if (!p) job->starved = true;
+    return p;
+}
+
+static void give_memory(png_structp png, png_voidp p) {
+    (void)png;
+    free(p);
+}
+
+static int check_memory(const struct job *job) {
+    if (!job->starved) return DPK_OK;
+    return dpk_error_set(job->err, DPK_ENOMEM, "%s: out of memory", job->path);
+}
 
 static _Noreturn void on_error(png_structp png, png_const_charp message) {
     struct job *job = png_get_error_ptr(png);
+    if (job->rc == DPK_OK) job->rc = check_memory(job);
     if (job->rc == DPK_OK)
         job->rc = dpk_error_set(job->err, job->out ? DPK_EIO : DPK_EFORMAT, "%s: PNG: %s",
                                 job->path, message);
@@ -54,7 +74,7 @@ static int encode(struct job *job, uint32_t width, uint32_t height, const uint8_
     png_write_info(job->png, job->info);
     for (uint32_t y = 0; y < height; y++) png_write_row(job->png, rgb + (size_t)y * width * 3);
     png_write_end(job->png, job->info);
-    return DPK_OK;
+    return check_memory(job);
 }
 
 static void fill_texts(png_text *to, const struct dpk_png_text *from, size_t n) {
@@ -79,7 +99,8 @@ int dpk_png_write(const char *path, uint32_t width, uint32_t height, const uint8
     list = calloc(n_texts + 1, sizeof *list);
     if (!list) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", path);
     fill_texts(list, texts, n_texts);
-    job.png = png_create_write_struct(PNG_LIBPNG_VER_STRING, &job, on_error, on_warning);
+    job.png = png_create_write_struct_2(PNG_LIBPNG_VER_STRING, &job, on_error, on_warning, &job,
+                                        take_memory, give_memory);
     job.info = job.png ? png_create_info_struct(job.png) : NULL;
     if (!job.info) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", path);
     DPK_TRY(dpk_atomic_open(&out, path, err));
@@ -131,14 +152,14 @@ static int decode_rows(struct job *job, png_bytepp rows) {
     if (setjmp(png_jmpbuf(job->png))) return job->rc;
     png_read_image(job->png, rows);
     png_read_end(job->png, job->info);
-    return DPK_OK;
+    return check_memory(job);
 }
 
-/* Latin-1 becomes UTF-8; what is UTF-8 is checked. NULL: no memory, or not UTF-8. */
-static char *text_value(const char *text, int is_utf8) {
+/* Latin-1 becomes UTF-8. NULL: no memory. */
+static char *text_value(const char *text, bool is_utf8) {
     size_t n = strlen(text), to = 0;
     char *out;
-    if (is_utf8) return dpk_utf8_check(text, n) == n ? strdup(text) : NULL;
+    if (is_utf8) return strdup(text);
     out = malloc(2 * n + 1);
     for (size_t i = 0; out && i < n; i++) {
         unsigned char c = (unsigned char)text[i];
@@ -158,12 +179,14 @@ static int take_texts(struct dpk_png *p, const struct job *job) {
     for (int i = 0; i < n; i++) {
         if (!list[i].key[0]) continue; /* PNG wants a key; libpng lets it pass */
         struct dpk_png_text *t = &p->texts[p->n_texts++];
-        int is_utf8 = list[i].compression >= PNG_ITXT_COMPRESSION_NONE;
-        t->key = text_value(list[i].key, 0);
-        t->value = text_value(list[i].text ? list[i].text : "", is_utf8);
-        if (!t->key || !t->value)
+        const char *value = list[i].text ? list[i].text : "";
+        bool is_utf8 = list[i].compression >= PNG_ITXT_COMPRESSION_NONE;
+        if (is_utf8 && dpk_utf8_check(value, strlen(value)) != strlen(value))
             DPK_FAIL(job->err, DPK_EFORMAT, "%s: PNG: text \"%.79s\" is not UTF-8", job->path,
                      list[i].key);
+        t->key = text_value(list[i].key, false);
+        t->value = text_value(value, is_utf8);
+        if (!t->key || !t->value) DPK_FAIL(job->err, DPK_ENOMEM, "%s: out of memory", job->path);
     }
 done:
     return rc;
@@ -176,7 +199,8 @@ int dpk_png_read(struct dpk_png *p, const char *path, uint64_t max_pixels, dpk_e
     memset(p, 0, sizeof *p);
     job.in = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (job.in < 0) DPK_FAIL(err, DPK_EIO, "%s: cannot open: %s", path, strerror(errno));
-    job.png = png_create_read_struct(PNG_LIBPNG_VER_STRING, &job, on_error, on_warning);
+    job.png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, &job, on_error, on_warning, &job,
+                                       take_memory, give_memory);
     job.info = job.png ? png_create_info_struct(job.png) : NULL;
     if (!job.info) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", path);
     DPK_TRY(decode_info(&job));

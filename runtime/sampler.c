@@ -25,7 +25,7 @@ void dpk_schedule_level(const struct dpk_schedule *s, uint32_t row, double *sign
     }
     const double sigma = s->rows[row].sigma;
     if (!s->exploding) *signal = 1 / sqrt(sigma * sigma + 1);
-    *noise = sigma * *signal;
+    *noise = isinf(sigma) ? 1 : sigma * *signal; /* abar 0: nothing but noise */
 }
 
 static bool finite_terms(const struct dpk_sampler_terms *t) {

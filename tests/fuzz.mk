@@ -1,4 +1,5 @@
 # Fuzz targets: tests/fuzz_NAME.c, run by libFuzzer (`make fuzz`) or replayed over tests/corpus/NAME (`make test`).
+# Their inputs, what was spent and what was found: tests/corpus/README.md.
 FUZZ_NAMES := $(patsubst tests/fuzz_%.c,%,$(wildcard tests/fuzz_*.c))
 FUZZ_BIN   := $(addprefix $(BUILD)/tests/replay_,$(FUZZ_NAMES))
 TIME       ?= 60

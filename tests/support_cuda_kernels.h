@@ -53,7 +53,6 @@ static int set_up(void **) {
     cuda = dpk_cuda();
     cuda.sm = 80;
     cuda.n_sm = 4;
-    cuda.shared_bytes = 163 << 10;
     cuda.l2_bytes = 1 << 16;
     cuda.workspace_bytes = 1 << 20;
     dpk_cuda_tune_open(&cuda);

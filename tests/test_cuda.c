@@ -1,6 +1,7 @@
 /* The CUDA backend as a whole, on the emulated device: pictures as the CPU paints them, what the
  * host does between the first step and the last (nothing), graphs, shared weights, noise, errors.
  * Operators are tested with the CPU's (support_ref.c and others), components in test_parity.c. */
+#include "../runtime/job.h"
 #include "../runtime/plugin.h"
 #include "../runtime/random.h"
 #include "cuda_emu/emu_log.h"
@@ -56,14 +57,16 @@ static size_t in_use(void) {
     return get();
 }
 
-static dpk_session *open_session(const char *backend) {
+static dpk_session *open_session_of(const dpk_model *m, const char *backend) {
     dpk_error err;
     dpk_session *s = NULL;
     dpk_session_options o = dpk_session_options_default();
     o.backend = backend;
-    if (dpk_session_create(&s, model, &o, &err)) fail_msg("%s", err.msg);
+    if (dpk_session_create(&s, m, &o, &err)) fail_msg("%s", err.msg);
     return s;
 }
+
+static dpk_session *open_session(const char *backend) { return open_session_of(model, backend); }
 
 /* ---- Pictures ------------------------------------------------------------------------------ */
 
@@ -167,6 +170,75 @@ static void test_masked(void **state) {
     check_same("masked", &p);
 }
 
+/* ---- Quantized files ------------------------------------------------------------------------- */
+
+static dpk_model *quantized(const char *options) {
+    dpk_error err;
+    dpk_model *m = NULL;
+    char path[1100], made[1200];
+    dpk_model_free(golden_model("cuda-bf16", "models/shapes-xl", "--dtype bf16"));
+    snprintf(path, sizeof path, "%s", golden_build_path("tests/cuda-bf16.dpk"));
+    snprintf(made, sizeof made, "%s.quantized", path);
+    if (golden_shell("%s %s -o %s %s >/dev/null", golden_build_path("bin/diffpak-quantize"), path,
+                     made, options))
+        fail_msg("quantizing failed: %s", options);
+    if (dpk_model_open(&m, made, &err)) fail_msg("%s", err.msg);
+    return m;
+}
+
+/* How many results of a picture are quantized rows. */
+static size_t count_rows(dpk_session *session, const dpk_params *params) {
+    dpk_error err;
+    struct dpk_job job;
+    size_t n = 0;
+    if (dpk_job_plan(&job, session, params, &err)) fail_msg("%s", err.msg);
+    for (uint32_t s = 0; s < job.plan.n_stages; s++)
+        for (uint32_t i = 0; i < job.plan.stages[s].program->n_ops; i++)
+            n += job.plan.stages[s].calls[i].out.rows8 != 0;
+    dpk_job_free(&job);
+    return n;
+}
+
+/* One step by integers, layers' norms quantizing their rows or not, and by widened weights; as near
+ * to the CPU as bfloat16 is. */
+static void test_quantized(void **state) {
+    static const char *const options[] = {
+        "--scheme int8-dynamic --convs --filter all --convention torchao",
+        "--scheme int8-dynamic --filter all --convention diffusion-fast",
+        "--scheme int8-weight --filter all",
+        "--scheme int4-weight:32 --filter all",
+    };
+    (void)state;
+    if (!model) skip();
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
+        dpk_model *m = quantized(options[i]);
+        dpk_session *cpu = open_session_of(m, "cpu"), *cuda = open_session_of(m, "cuda");
+        struct traced want, got, apart;
+        dpk_params p = small_params();
+        p.guidance = 1;
+        p.steps = 1;
+        paint(cpu, &p, &want);
+        assert_int_equal(count_rows(cuda, &p) != 0, i < 2);
+        paint(cuda, &p, &got);
+        assert_int_equal(want.n, 2);
+        assert_int_equal(got.n, 2);
+        double error = golden_relative(got.at[1], want.at[1], want.values);
+        printf("%s: %.2e\n", options[i], error);
+        if (!(error <= 2e-2)) fail_msg("%s: off by %g", options[i], error);
+        if (i < 2) {
+            dpk_session *numbers = open_session_of(m, "cuda");
+            numbers->backend->rows8_bytes = NULL;
+            paint(numbers, &p, &apart);
+            assert_memory_equal(apart.at[1], got.at[1], got.values * sizeof(float));
+            free_traced(&apart);
+            dpk_session_free(numbers);
+        }
+        free_traced(&want), free_traced(&got);
+        dpk_session_free(cpu), dpk_session_free(cuda);
+        dpk_model_free(m);
+    }
+}
+
 /* ---- The host's part ----------------------------------------------------------------------- */
 
 /* A picture without trace or progress: after the first step is queued, until the picture is
@@ -203,6 +275,33 @@ static void test_nothing_between_steps(void **state) {
     assert_int_equal(graphs, p.steps + 1); /* and the decoder */
     assert_int_equal(outs, 1);
     dpk_session_free(s);
+}
+
+/* Weights that were attached anew lie elsewhere: no graph of before is replayed. */
+static void test_attached_anew(void **state) {
+    (void)state;
+    if (!model) skip();
+    const struct dpk_emu_entry *list;
+    dpk_error err;
+    struct traced first, second;
+    dpk_session *s = open_session("cuda");
+    struct dpk_backend *be = s->backend;
+    struct dpk_share share = {.first = NULL};
+    pthread_mutex_init(&share.lock, NULL);
+    dpk_params p = small_params();
+    p.guidance = 1;
+    p.steps = 2;
+    paint(s, &p, &first);
+    if (be->attach(be, &model->file, DPK_F32, &share, &err)) fail_msg("%s", err.msg);
+    log_start();
+    paint(s, &p, &second);
+    size_t n = log_entries(&list), captures = 0;
+    for (size_t i = 0; i < n; i++) captures += list[i].kind == DPK_EMU_CAPTURE;
+    assert_true(captures >= 3); /* setup, a step, the decoder */
+    assert_memory_equal(first.at[2], second.at[2], first.values * sizeof(float));
+    free_traced(&first), free_traced(&second);
+    dpk_session_free(s);
+    pthread_mutex_destroy(&share.lock);
 }
 
 struct told {
@@ -339,7 +438,8 @@ int main(void) {
         cmocka_unit_test(test_device_noise),   cmocka_unit_test(test_masked),
         cmocka_unit_test(test_progress),       cmocka_unit_test(test_nothing_between_steps),
         cmocka_unit_test(test_shared_weights), cmocka_unit_test(test_errors),
-        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_no_memory),      cmocka_unit_test(test_quantized),
+        cmocka_unit_test(test_attached_anew),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

@@ -123,6 +123,19 @@ static void test_measured_once(void **) {
     assert_true(read_all(cache_file()).size() >= first.size());
 }
 
+/* Where there is no memory to measure in, nothing is kept: the next run may measure. */
+static void test_no_memory(void **) {
+    struct dpk_lt_product p = product_of(11, 16, 40);
+    reopen("1");
+    dpk_emu_set_memory(dpk_emu_in_use() + 4096); /* the operands, not the copies of B */
+    assert_int_equal(run(&p, true), 1);
+    dpk_emu_set_memory((size_t)4 << 30);
+    reopen("1");
+    assert_true(run(&p, true) > 20);
+    reopen("1");
+    assert_int_equal(run(&p, true), 1);
+}
+
 /* Whatever is in the file, products are right, and nothing fails. */
 static void test_damaged_files(void **) {
     struct dpk_lt_product p = product_of(12, 24, 40);
@@ -210,8 +223,8 @@ static void test_refused(void **) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_heuristic),     cmocka_unit_test(test_measured_once),
-        cmocka_unit_test(test_damaged_files), cmocka_unit_test(test_capture),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_no_memory),     cmocka_unit_test(test_damaged_files),
+        cmocka_unit_test(test_capture),       cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }

@@ -18,6 +18,8 @@ uint64_t dpk_cuda_weight_bytes(const struct dpk_cuda *cuda);
 /* ---- graph.cu: lists of calls as graphs ---------------------------------------------------- */
 int dpk_cuda_graph_open(struct dpk_cuda *cuda, dpk_error *err);
 void dpk_cuda_graph_close(struct dpk_cuda *cuda);
+/* All graphs: weights are no longer where they were. */
+void dpk_cuda_graph_forget(struct dpk_cuda *cuda);
 /* backend.h's run_list. */
 int dpk_cuda_graph_run(struct dpk_cuda *cuda, const struct dpk_call *calls, size_t n,
                        const struct dpk_loop *loop, dpk_error *err);

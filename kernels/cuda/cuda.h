@@ -63,12 +63,9 @@ struct dpk_cuda_tune;
 struct dpk_cuda {
     struct dpk_backend base; /* first: a dpk_backend * is a dpk_cuda * */
     int device;
-    int sm;           /* 80, 86, 89, 90, 100, 120 */
-    int n_sm;         /* multiprocessors */
-    int sm_threads;   /* threads that a multiprocessor runs at once */
-    int shared_bytes; /* most shared memory of a block */
+    int sm;   /* 80, 86, 89, 90, 100, 120 */
+    int n_sm; /* multiprocessors */
     int l2_bytes;
-    size_t memory_bytes;
     int forced_dtype; /* of activations; 0: by the file */
     int act_dtype;    /* of the attached file's sessions; 0: not attached */
     cudaStream_t stream;
@@ -96,6 +93,28 @@ static inline bool dpk_cuda_has_input(const struct dpk_call *call, size_t i) {
     return call->in[i].shape.rank > 0;
 }
 
+/* How a value lies that is quantized rows (dpk_tensor.rows8): integers [rows][pitch], zeros beyond
+ * the width, as the products of integers take them; then the scales of the rows. */
+struct dpk_cuda_rows8 {
+    int8_t *q;
+    float *scale;
+    int32_t pitch; /* the width rounded up to 16 */
+    size_t n_bytes;
+};
+static inline struct dpk_cuda_rows8 dpk_cuda_rows8_of(const struct dpk_tensor *t) {
+    const int32_t width = t->shape.dim[t->shape.rank - 1];
+    const size_t rows = (size_t)(dpk_shape_count(&t->shape) / width);
+    struct dpk_cuda_rows8 r = {};
+    r.pitch = (width + 15) / 16 * 16;
+    const size_t scales = (rows * (size_t)r.pitch + 63) / 64 * 64;
+    r.n_bytes = scales + rows * sizeof(float);
+    if (t->data) {
+        r.q = (int8_t *)t->data;
+        r.scale = (float *)((char *)t->data + scales);
+    }
+    return r;
+}
+
 /* ---- Operators ------------------------------------------------------------------------------
  * run: queue the operator. Operands were checked by dpk_op_shape; call->scratch holds as many bytes
  * as scratch said, aligned to 64. The result may lie where an input of in_place lies.
@@ -108,6 +127,9 @@ static inline bool dpk_cuda_has_input(const struct dpk_call *call, size_t i) {
     int dpk_cuda_prepare_##name(struct dpk_cuda *cuda, const struct dpk_call *call, dpk_error *err);
 #include "kernels.def"
 #undef DPK_CUDA_OP
+
+/* norm.cu: can this layer_norm make its result as quantized rows? */
+bool dpk_cuda_makes_rows8(const struct dpk_call *call);
 
 /* tune.cu: which algorithm cuBLASLt takes for a shape. open may leave cuda->tune NULL. */
 void dpk_cuda_tune_open(struct dpk_cuda *cuda);

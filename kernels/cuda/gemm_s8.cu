@@ -1,6 +1,7 @@
 /* W8A8 products: y = epilogue((q w^T) * scale_m * scale_n), q the rows of x quantized to int8.
  *
- * A linear's rows are quantized once, by a warp each: the magnitude of the row, then its integers,
+ * A linear's rows come quantized from the layer norm that made them (dpk_cuda_rows8_of), or are
+ * quantized here once, by a warp each: the magnitude of the row, then its integers,
  * read again from L1. Two passes over x from memory at worst: 3 bytes of traffic an element, (2048,
  * 1280) in 1.8 us at 4.3 TB/s. The product is gemm.cuh's with int8 fragments (m16n8k32, sums exact
  * in 32 bits up to K = 131071), scales, bias, activation, gate and residual in its epilogue, so
@@ -122,6 +123,8 @@ static int64_t input_pixels(const struct dpk_linear *l) {
 static struct layout plan_s8(const struct dpk_cuda *cuda, const struct dpk_linear *l) {
     struct layout p = {};
     p.plan = dpk_linear_plan(cuda, l, 1);
+    p.n_bytes = p.plan.partial_bytes;
+    if (l->call->in[0].rows8) return p;
     p.scales = align_up(p.plan.partial_bytes);
     p.data = p.scales + align_up((size_t)l->m * 4);
     p.n_bytes = p.data + (l->conv ? (size_t)input_pixels(l) * 4 : (size_t)l->m * (size_t)l->c_pad);
@@ -152,27 +155,44 @@ static int run_conv(struct dpk_cuda *cuda, const struct dpk_linear *l, const str
         cuda, p->plan, l->m, l->n_w, scratch, a, b, e, err);
 }
 
-int dpk_linear_run_s8(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_error *err) {
-    const struct dpk_cuda_weight *w = dpk_cuda_find_weight(cuda, l->call, 0);
-    struct layout p = plan_s8(cuda, l);
+/* The rows of a linear as integers, quantized now where they are not yet; *scale: theirs. */
+static int quantized_rows(struct dpk_cuda *cuda, const struct dpk_linear *l, const struct layout *p,
+                          dpk_rows_args *a, const float **scale, dpk_error *err) {
+    const struct dpk_tensor *x = &l->call->in[0];
     char *scratch = (char *)l->call->scratch;
-    dpk_epilogue_args e = dpk_linear_epilogue(cuda, l);
-    dpk_rows_args b = dpk_weight_rows(w->data, w->pitch, w->n_rows);
-    e.scale_m = (float *)(scratch + p.scales);
-    if (l->conv) return run_conv(cuda, l, &p, b, e, err);
-
+    if (x->rows8) {
+        const struct dpk_cuda_rows8 made = dpk_cuda_rows8_of(x);
+        *a = dpk_weight_rows(made.q, made.pitch, l->m);
+        *scale = made.scale;
+        return DPK_OK;
+    }
     rows_args rows = {};
     rows.x = l->x, rows.x2 = l->x2;
     rows.dtype = l->x_dtype;
     rows.k = l->k, rows.k2 = l->k2, rows.pitch = l->c_pad;
     rows.rows = l->m;
     rows.rule = rule_of(l);
-    rows.q = (int8_t *)(scratch + p.data);
-    rows.scale = (float *)(scratch + p.scales);
+    rows.q = (int8_t *)(scratch + p->data);
+    rows.scale = (float *)(scratch + p->scales);
     DPK_CUDA_TRY(
         DPK_LAUNCH(quantize_rows, dim3(dpk_cuda_blocks(l->m, 8)), dim3(256), 0, cuda->stream, rows),
         "linear", err);
-    dpk_rows_args a = dpk_weight_rows(rows.q, l->c_pad, l->m);
+    *a = dpk_weight_rows(rows.q, l->c_pad, l->m);
+    *scale = rows.scale;
+    return DPK_OK;
+}
+
+int dpk_linear_run_s8(struct dpk_cuda *cuda, const struct dpk_linear *l, dpk_error *err) {
+    const struct dpk_cuda_weight *w = dpk_cuda_find_weight(cuda, l->call, 0);
+    struct layout p = plan_s8(cuda, l);
+    char *scratch = (char *)l->call->scratch;
+    dpk_epilogue_args e = dpk_linear_epilogue(cuda, l);
+    dpk_rows_args a, b = dpk_weight_rows(w->data, w->pitch, w->n_rows);
+    if (l->conv) {
+        e.scale_m = (float *)(scratch + p.scales);
+        return run_conv(cuda, l, &p, b, e, err);
+    }
+    DPK_TRY(quantized_rows(cuda, l, &p, &a, &e.scale_m, err));
     return l->glu ? dpk_gemm_launch<int8_t, dpk_load_rows, dpk_load_rows, true>(
                         cuda, p.plan, l->m, l->n_w, scratch, a, b, e, err)
                   : dpk_gemm_launch<int8_t, dpk_load_rows, dpk_load_rows, false>(

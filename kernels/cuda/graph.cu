@@ -4,7 +4,8 @@
  * A list is known by a hash of all that its kernels' arguments are made of: the operators' records,
  * where operands, weights and scratch lie, and their shapes. Nothing else may change what an
  * operator queues, so that a graph stands for the list even after a plan was made anew, as long as
- * it was made for the same shapes and arena. */
+ * it was made for the same shapes and arena. Where weights lie on the device is the file's matter:
+ * with another file, or the same attached anew, all graphs are forgotten. */
 #include "backend_cuda.h"
 
 enum { MAX_GRAPHS = 32 };
@@ -75,9 +76,17 @@ int dpk_cuda_graph_open(struct dpk_cuda *cuda, dpk_error *err) {
     return DPK_OK;
 }
 
-void dpk_cuda_graph_close(struct dpk_cuda *cuda) {
-    for (int i = 0; cuda->graphs && i < MAX_GRAPHS; i++)
+void dpk_cuda_graph_forget(struct dpk_cuda *cuda) {
+    cudaStreamSynchronize(cuda->stream); /* one may still run */
+    for (int i = 0; i < MAX_GRAPHS; i++) {
         if (cuda->graphs->at[i].exec) cudaGraphExecDestroy(cuda->graphs->at[i].exec);
+        cuda->graphs->at[i].exec = NULL;
+    }
+}
+
+void dpk_cuda_graph_close(struct dpk_cuda *cuda) {
+    if (!cuda->graphs) return;
+    dpk_cuda_graph_forget(cuda);
     free(cuda->graphs);
     cuda->graphs = NULL;
 }
@@ -90,17 +99,19 @@ static int run_calls(struct dpk_cuda *cuda, const struct dpk_call *calls, size_t
     return DPK_OK;
 }
 
-/* Capture is of this thread only: other sessions may allocate meanwhile. */
+/* A relaxed capture: a kernel that runs for the first time is loaded by the driver here, which may
+ * allocate, as other sessions may meanwhile. Operators themselves only queue (cuda.h). */
 static int capture(struct dpk_cuda *cuda, const struct dpk_call *calls, size_t n,
                    const struct dpk_loop *loop, cudaGraphExec_t *exec, dpk_error *err) {
     cudaGraph_t graph = NULL;
-    DPK_CUDA_TRY(cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal), "capture",
+    DPK_CUDA_TRY(cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeRelaxed), "capture",
                  err);
     int rc = run_calls(cuda, calls, n, loop, err);
     cudaError_t e = cudaStreamEndCapture(cuda->stream, &graph);
     if (rc == DPK_OK && e == cudaSuccess) e = cudaGraphInstantiate(exec, graph, 0);
     if (graph) cudaGraphDestroy(graph);
-    if (rc == DPK_OK && e != cudaSuccess) rc = dpk_cuda_fail(err, "graph", e);
+    if (rc == DPK_OK && e != cudaSuccess) return dpk_cuda_fail(err, "graph", e);
+    if (rc != DPK_OK) cudaGetLastError(); /* of the capture, which has no operator to blame */
     return rc;
 }
 

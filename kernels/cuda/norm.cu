@@ -9,8 +9,9 @@
  * formula, and makes three factors of every channel; pass 3 applies them, and the activation.
  *     scratch: partial [B][chunks][groups][3], channel [B][C][3]
  * Layer norm gives a warp a row. Rows of up to 2048 bfloat16 or 1024 float32 stay in registers;
- * longer ones, and widths that 16 bytes do not divide, are read three times through the cache. */
-#include "device.cuh"
+ * longer ones, and widths that 16 bytes do not divide, are read three times through the cache.
+ * Where an int8 product reads the result, rows that stay in registers leave them as integers. */
+#include "quantize.cuh"
 
 enum { THREADS = 256, CHUNK_BYTES = 32 << 10 };
 
@@ -238,6 +239,8 @@ struct layer_job {
     int c, shift, scale;
     bool rms;
     float eps;
+    int rule; /* of quantized rows: enum dpk_quantize_rule */
+    struct dpk_cuda_rows8 rows8;
 };
 
 enum { ROWS = 4 /* warps of a block */, KEPT = 64 /* values a lane keeps */ };
@@ -250,8 +253,52 @@ __device__ __forceinline__ float finish(const struct layer_job &job, const T *mo
     return v;
 }
 
-/* A lane keeps runs of W values, 32 W apart. */
+/* W values rounded to T, by the scale of their row (r: its inverse), as W adjacent integers. */
 template <typename T, int W>
+__device__ __forceinline__ void put_integers(int8_t *to, const float *v, float scale, float r,
+                                             int rule) {
+    dpk_vec<int8_t, W> out;
+#pragma unroll
+    for (int j = 0; j < W; j++)
+        out.v[j] =
+            scale == scale
+                ? (int8_t)dpk_quantize_one(dpk_float(dpk_round<T>(v[j])), scale, r, rule)
+                : (int8_t)0;
+    *reinterpret_cast<dpk_vec<int8_t, W> *>(to) = out;
+}
+
+/* A row that a warp's lanes keep, to integers and their scale: from numbers rounded to T. */
+template <typename T, int W>
+__device__ __forceinline__ void put_row8(const struct layer_job &job, int64_t row, int lane,
+                                         const float (*v)[W]) {
+    constexpr int RUNS = KEPT / W;
+    const int pitch = job.rows8.pitch;
+    int8_t *to = job.rows8.q + row * pitch;
+    unsigned top = 0;
+#pragma unroll
+    for (int r = 0; r < RUNS; r++) {
+        if ((r * 32 + lane) * W >= job.c) break;
+#pragma unroll
+        for (int j = 0; j < W; j++) {
+            const unsigned u = dpk_magnitude(dpk_float(dpk_round<T>(v[r][j])));
+            top = u > top ? u : top;
+        }
+    }
+    const int dtype = sizeof(T) == 2 ? DPK_BF16 : DPK_F32;
+    const float scale = dpk_row_scale(__uint_as_float(dpk_warp_magnitude(top)), dtype, job.rule);
+    const float inverse = __fdiv_rn(1.0f, scale);
+    if (lane == 0) job.rows8.scale[row] = scale;
+#pragma unroll
+    for (int r = 0; r < RUNS; r++) {
+        const int c = (r * 32 + lane) * W;
+        if (c >= job.c) break;
+        put_integers<T, W>(to + c, v[r], scale, inverse, job.rule);
+    }
+    for (int c = job.c + lane; c < pitch; c += 32) to[c] = 0;
+}
+
+/* A lane keeps runs of W values, 32 W apart. MADE: the result is quantized rows. */
+template <typename T, int W, bool MADE>
 __global__ void __launch_bounds__(32 * ROWS) layer_norm_kernel(struct layer_job job) {
     constexpr int RUNS = KEPT / W;
     const int lane = (int)threadIdx.x % 32;
@@ -289,8 +336,9 @@ __global__ void __launch_bounds__(32 * ROWS) layer_norm_kernel(struct layer_job 
         if (c >= job.c) break;
 #pragma unroll
         for (int j = 0; j < W; j++) v[r][j] = finish(job, mod, c + j, (v[r][j] - rest) * factor);
-        dpk_store16((T *)job.y + row * job.c + c, v[r]);
+        if (!MADE) dpk_store16((T *)job.y + row * job.c + c, v[r]);
     }
+    if (MADE) put_row8<T, W>(job, row, lane, v);
 }
 
 /* Any width. */
@@ -319,12 +367,25 @@ __global__ void __launch_bounds__(32 * ROWS) layer_norm_any_kernel(struct layer_
             dpk_round<T>(finish(job, mod, c, (dpk_float(x[c]) - mean - rest) * factor));
 }
 
+static bool rows_are_kept(int c, int dtype) {
+    return c % (dtype == DPK_F32 ? 4 : 8) == 0 && c <= 32 * KEPT;
+}
+
+bool dpk_cuda_makes_rows8(const struct dpk_call *call) {
+    const struct dpk_shape *s = &call->out.shape;
+    return rows_are_kept(s->dim[s->rank - 1], call->out.dtype);
+}
+
 template <typename T>
 static cudaError_t launch_layer_norm(struct dpk_cuda *cuda, const struct layer_job *job) {
     constexpr int W = dpk_width<T>();
     const unsigned blocks = dpk_cuda_blocks(job->rows, ROWS);
-    if (job->c % W == 0 && job->c <= 32 * KEPT)
-        return DPK_LAUNCH((layer_norm_kernel<T, W>), blocks, 32 * ROWS, 0, cuda->stream, *job);
+    if (job->rows8.q)
+        return DPK_LAUNCH((layer_norm_kernel<T, W, true>), blocks, 32 * ROWS, 0, cuda->stream,
+                          *job);
+    if (rows_are_kept(job->c, sizeof(T) == 4 ? DPK_F32 : DPK_BF16))
+        return DPK_LAUNCH((layer_norm_kernel<T, W, false>), blocks, 32 * ROWS, 0, cuda->stream,
+                          *job);
     return DPK_LAUNCH(layer_norm_any_kernel<T>, blocks, 32 * ROWS, 0, cuda->stream, *job);
 }
 
@@ -350,6 +411,10 @@ int dpk_cuda_run_layer_norm(struct dpk_cuda *cuda, const struct dpk_call *call, 
         job.mod_width = mod->shape.dim[0] > 1 ? mod->shape.dim[1] : 0;
         job.shift = at->shift_off;
         job.scale = at->scale_off;
+    }
+    if (call->out.rows8) {
+        job.rows8 = dpk_cuda_rows8_of(&call->out);
+        job.rule = call->out.rows8 & DPK_TENSOR_TORCHAO ? DPK_RULE_TORCHAO : DPK_RULE_PLAIN;
     }
     DPK_CUDA_TRY(call->out.dtype == DPK_F32 ? launch_layer_norm<float>(cuda, &job)
                                             : launch_layer_norm<dpk_bf16>(cuda, &job),

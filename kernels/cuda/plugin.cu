@@ -116,6 +116,11 @@ static bool cuda_in_place(const struct dpk_backend *, const struct dpk_call *cal
     return entry && i >= 0 && i < DPK_MAX_IN && (entry->in_place >> i & 1);
 }
 
+static uint64_t cuda_rows8_bytes(const struct dpk_backend *, const struct dpk_call *call) {
+    if (call->op->opcode != DPK_OP_layer_norm || !dpk_cuda_makes_rows8(call)) return 0;
+    return dpk_cuda_rows8_of(&call->out).n_bytes;
+}
+
 int dpk_cuda_run(struct dpk_cuda *cuda, const struct dpk_call *call, dpk_error *err) {
     const struct op_entry *entry = find_entry(call->op->opcode);
     if (!entry)
@@ -201,10 +206,7 @@ static int find_device(struct dpk_cuda *cuda, dpk_error *err) {
                  "cuda: %s has compute capability %d.%d, want 8.0 (Ampere) or later", p.name,
                  p.major, p.minor);
     cuda->n_sm = p.multiProcessorCount;
-    cuda->sm_threads = p.maxThreadsPerMultiProcessor;
-    cuda->shared_bytes = (int)p.sharedMemPerBlockOptin;
     cuda->l2_bytes = p.l2CacheSize;
-    cuda->memory_bytes = p.totalGlobalMem;
     snprintf(cuda->detail, sizeof cuda->detail, "%s, compute capability %d.%d, %llu MiB", p.name,
              p.major, p.minor, (unsigned long long)p.totalGlobalMem >> 20);
     return DPK_OK;
@@ -242,6 +244,7 @@ static int cuda_create(struct dpk_backend **be, int act_dtype, dpk_error *err) {
     cuda->base.attach = cuda_attach;
     cuda->base.scratch_bytes = cuda_scratch_bytes;
     cuda->base.in_place = cuda_in_place;
+    cuda->base.rows8_bytes = cuda_rows8_bytes;
     cuda->base.run = cuda_run;
     cuda->base.run_list = cuda_run_list;
     cuda->base.copy = cuda_copy;

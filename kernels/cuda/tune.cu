@@ -358,7 +358,8 @@ static float time_plan(const struct dpk_cuda *cuda, const plan *p, const bench *
     return least;
 }
 
-static void measure(const struct dpk_cuda *cuda, plan *p,
+/* False: nothing could be measured (no memory for it, say), and the choice stays. */
+static bool measure(const struct dpk_cuda *cuda, plan *p,
                     const std::vector<cublasLtMatmulHeuristicResult_t> &all) {
     bench t;
     float least = INFINITY;
@@ -373,7 +374,9 @@ static void measure(const struct dpk_cuda *cuda, plan *p,
         }
     }
     close_bench(&t);
+    cudaGetLastError(); /* of candidates that failed */
     p->algo = best;
+    return least < INFINITY;
 }
 
 /* ---- Plans ----------------------------------------------------------------------------------- */
@@ -397,7 +400,7 @@ static void choose(const struct dpk_cuda *cuda, plan *p,
             return;
         }
     }
-    measure(cuda, p, all);
+    if (!measure(cuda, p, all)) return;
     for (size_t i = t->entries.size(); i-- > 0;)
         if (same(t->entries[i].key, p->key)) t->entries.erase(t->entries.begin() + (long)i);
     t->entries.push_back({p->key, p->algo});

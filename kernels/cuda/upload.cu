@@ -271,6 +271,7 @@ static int make_weights(struct dpk_cuda *cuda, const struct dpk_file *file,
 
 int dpk_cuda_attach(struct dpk_cuda *cuda, const struct dpk_file *file, struct dpk_share *share,
                     dpk_error *err) {
+    dpk_cuda_graph_forget(cuda);
     dpk_cuda_detach(cuda);
     pthread_mutex_lock(&share->lock);
     struct dpk_cuda_weights *w = (struct dpk_cuda_weights *)share->first;

@@ -321,7 +321,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     memcpy(&j.beta, beta, sizeof j.beta);
     j.id = (int)algo->data[ID];
     dpk_emu_name("cublasLtMatmul");
-    return dpk_emu_enqueue(stream, dim3(1), dim3(1), 0,
+    return dpk_emu_enqueue(stream, NULL, dim3(1), dim3(1), 0,
                            [j] {
                                runs[j.id]++;
                                for (int i = 0; i < j.p.d.batch; i++) run_one(j, (uint64_t)i);

@@ -239,8 +239,8 @@ cudaError_t cudaEventQuery(cudaEvent_t e);
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to);
 
 template <typename F>
-static inline cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int n_bytes) {
-    return n_bytes > 232448 ? cudaErrorInvalidValue : cudaSuccess;
+static inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int n_bytes) {
+    return (cudaError_t)dpk_emu_allow_shared((const void *)kernel, n_bytes);
 }
 template <typename F>
 static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *n, F *, int, size_t) {
@@ -274,9 +274,10 @@ static inline cudaLaunchConfig_t dpk_emu_config(dim3 grid, dim3 block, size_t sh
 template <typename... Params, typename... Args>
 static inline cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *c, void (*kernel)(Params...),
                                              Args &&...args) {
+    static_assert((sizeof(Params) + ... + 0) <= 4096, "parameters of a kernel");
     std::tuple<typename std::decay<Params>::type...> copy(std::forward<Args>(args)...);
-    return (cudaError_t)dpk_emu_enqueue(c->stream, dpk_emu_grid(c), dpk_emu_block(c),
-                                        c->dynamicSmemBytes,
+    return (cudaError_t)dpk_emu_enqueue(c->stream, (const void *)kernel, dpk_emu_grid(c),
+                                        dpk_emu_block(c), c->dynamicSmemBytes,
                                         [kernel, copy] { std::apply(kernel, copy); });
 }
 

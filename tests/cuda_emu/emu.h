@@ -54,6 +54,9 @@ long dpk_emu_block_barrier(long value);
  * lane l's bytes are at slots + l * DPK_EMU_SLOT. Returns the slots; they are valid until the lane
  * comes to its next meeting. */
 enum { DPK_EMU_SLOT = 256 };
+/* Shared memory of a block: without cudaFuncSetAttribute, and with it on the architectures that
+ * have least (8.6, 8.9, 12.0). */
+enum { DPK_EMU_SHARED = 48 << 10, DPK_EMU_SHARED_OPTIN = 99 << 10 };
 typedef void dpk_emu_combine(unsigned char *slots, unsigned mask, const void *arg);
 unsigned char *dpk_emu_warp_meet(unsigned mask, const void *mine, size_t n_bytes,
                                  dpk_emu_combine *combine, const void *arg);
@@ -77,7 +80,10 @@ __attribute__((visibility("default"))) void dpk_emu_set_memory(size_t n_bytes);
 /* The name of the kernel that is launched next, for messages. */
 void dpk_emu_name(const char *name);
 struct CUstream_st;
-int dpk_emu_enqueue(CUstream_st *stream, dim3 grid, dim3 block, size_t shared,
+/* kernel NULL: a library's, which has what it needs. */
+int dpk_emu_enqueue(CUstream_st *stream, const void *kernel, dim3 grid, dim3 block, size_t shared,
                     const std::function<void()> &body);
+/* Dynamic shared memory that launches of the kernel may ask for. */
+int dpk_emu_allow_shared(const void *kernel, int n_bytes);
 
 #endif

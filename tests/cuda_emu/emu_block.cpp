@@ -26,8 +26,8 @@
 
 enum {
     MAX_THREADS = 1024,
-    STATIC_LIMIT = 48 << 10,
-    SHARED_LIMIT = 227 << 10,
+    STATIC_LIMIT = DPK_EMU_SHARED,
+    SHARED_LIMIT = DPK_EMU_SHARED_OPTIN,
     GAP = 64, /* poisoned, between pieces of shared memory */
     MAX_PIECES = 64,
 };
@@ -117,8 +117,9 @@ void *dpk_emu_shared(const void *key, size_t n_bytes) {
     size_t fixed = n_bytes;
     for (int i = 1; i < n_pieces; i++) fixed += pieces[i].bytes;
     if (fixed > STATIC_LIMIT) dpk_emu_die("%zu bytes of static shared memory", fixed);
-    if (fixed + running->shared > SHARED_LIMIT)
-        dpk_emu_die("%zu bytes of shared memory", fixed + running->shared);
+    if (fixed + running->shared > running->shared_limit)
+        dpk_emu_die("%zu bytes of shared memory, %zu are allowed", fixed + running->shared,
+                    running->shared_limit);
     return shared_memory + add_piece(key, n_bytes);
 }
 

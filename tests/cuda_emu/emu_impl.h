@@ -9,6 +9,7 @@ struct dpk_emu_launch {
     const char *name;
     dim3 grid, block;
     size_t shared;
+    size_t shared_limit; /* of static and dynamic shared memory together */
     std::function<void()> body;
 };
 

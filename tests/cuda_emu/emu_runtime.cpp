@@ -6,6 +6,7 @@
 #include "emu_impl.h"
 
 #include <deque>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <stdio.h>
@@ -34,6 +35,7 @@ struct item {
 struct CUstream_st {
     std::deque<item> queue;
     bool capturing;
+    cudaStreamCaptureMode mode;
     struct CUgraph_st *graph; /* that a capture goes to */
 };
 struct CUevent_st {
@@ -56,7 +58,7 @@ static std::recursive_mutex lock;
 static std::vector<region> regions;
 static size_t in_use, memory_bytes = (size_t)4 << 30;
 static int open_count;
-static thread_local int n_capturing; /* of this thread: captures are of mode ThreadLocal */
+static thread_local int n_capturing; /* of this thread; whatever the mode: the backend needs none */
 static const char *next_name = "?";
 static bool logging;
 static std::deque<dpk_emu_entry> entries;
@@ -136,7 +138,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     p->multiProcessorCount = 4;
     p->l2CacheSize = 4 << 20;
     p->maxThreadsPerMultiProcessor = 2048;
-    p->sharedMemPerBlockOptin = 163 << 10;
+    p->sharedMemPerBlockOptin = DPK_EMU_SHARED_OPTIN;
     return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attr, int device) {
@@ -291,16 +293,40 @@ static void enqueue(CUstream_st *s, std::function<void()> run) {
     else s->queue.push_back(item{std::move(run), NULL});
 }
 
-int dpk_emu_enqueue(cudaStream_t s, dim3 grid, dim3 block, size_t shared,
+/* What the driver knows of a kernel: it is loaded when it is launched for the first time. */
+struct kernel_state {
+    bool loaded;
+    size_t most_shared; /* dynamic, 0: never set */
+};
+static std::map<const void *, kernel_state> kernels;
+
+int dpk_emu_allow_shared(const void *kernel, int n_bytes) {
+    LOCK;
+    if (n_bytes < 0 || n_bytes > DPK_EMU_SHARED_OPTIN) return cudaErrorInvalidValue;
+    kernels[kernel].most_shared = (size_t)n_bytes;
+    return cudaSuccess;
+}
+
+int dpk_emu_enqueue(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared,
                     const std::function<void()> &body) {
     LOCK;
+    CUstream_st *s = stream_of(stream);
+    kernel_state &k = kernels[kernel];
     uint64_t threads = (uint64_t)block.x * block.y * block.z;
-    std::shared_ptr<dpk_emu_launch> l(new dpk_emu_launch{next_name, grid, block, shared, body});
+    const size_t limit = k.most_shared ? DPK_EMU_SHARED_OPTIN : DPK_EMU_SHARED;
+    std::shared_ptr<dpk_emu_launch> l(
+        new dpk_emu_launch{next_name, grid, block, shared, limit, body});
     if (!threads || threads > 1024 || block.z > 64 || !grid.x || !grid.y || !grid.z ||
         grid.y > 65535 || grid.z > 65535 || grid.x > 2147483647u)
         return cudaErrorInvalidConfiguration;
+    if (shared > (k.most_shared ? k.most_shared : (size_t)DPK_EMU_SHARED))
+        return cudaErrorInvalidValue;
+    /* Loading allocates, which other captures than relaxed ones do not let pass. */
+    if (kernel && !k.loaded && s->capturing && s->mode != cudaStreamCaptureModeRelaxed)
+        return cudaErrorStreamCaptureUnsupported;
+    k.loaded = true;
     note(DPK_EMU_LAUNCH, next_name, 0);
-    enqueue(stream_of(s), [l] {
+    enqueue(s, [l] {
         note(DPK_EMU_RUN, l->name, 0);
         dpk_emu_run(l.get());
     });
@@ -439,11 +465,12 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned) {
 
 /* ---- Graphs -------------------------------------------------------------------------------- */
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode mode) {
     LOCK;
     note(DPK_EMU_CAPTURE, "capture", 0);
     if (!s || s->capturing) return cudaErrorStreamCaptureUnsupported;
     s->capturing = true;
+    s->mode = mode;
     s->graph = new CUgraph_st();
     n_capturing++;
     return cudaSuccess;

@@ -74,6 +74,7 @@ enum { MAX_LATENTS = 8 };
 struct traced {
     float *at[MAX_LATENTS];
     size_t n, values;
+    size_t enough; /* latents after which the picture is given up; 0: it is finished */
 };
 
 static int keep_latent(void *arg, const dpk_array *a) {
@@ -82,7 +83,7 @@ static int keep_latent(void *arg, const dpk_array *a) {
     t->values = golden_count(a);
     t->at[t->n] = malloc(t->values * sizeof(float));
     memcpy(t->at[t->n++], a->data, t->values * sizeof(float));
-    return 0;
+    return t->n == t->enough;
 }
 
 static dpk_params small_params(void) {
@@ -98,10 +99,10 @@ static void paint(dpk_session *s, const dpk_params *params, struct traced *t) {
     dpk_params p = *params;
     dpk_error err;
     dpk_images *images = NULL;
-    *t = (struct traced){.n = 0};
     p.trace = keep_latent;
     p.trace_arg = t;
-    if (dpk_generate(s, &p, &images, &err)) fail_msg("%s", err.msg);
+    int rc = dpk_generate(s, &p, &images, &err);
+    if (rc != (t->enough ? DPK_ECANCELLED : DPK_OK)) fail_msg("%s", err.msg);
     dpk_images_free(images);
 }
 
@@ -112,8 +113,9 @@ static void free_traced(struct traced *t) {
 /* Latents after every step, on both. */
 static void check_same(const char *what, const dpk_params *p) {
     dpk_session *cpu = open_session("cpu"), *cuda = open_session("cuda");
-    struct traced want, got;
+    struct traced want = {.n = 0}, got = want;
     paint(cpu, p, &want);
+    got.enough = want.n;
     paint(cuda, p, &got);
     assert_true(want.n >= 2);
     assert_int_equal(got.n, want.n);
@@ -213,15 +215,13 @@ static void test_quantized(void **state) {
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) {
         dpk_model *m = quantized(options[i]);
         dpk_session *cpu = open_session_of(m, "cpu"), *cuda = open_session_of(m, "cuda");
-        struct traced want, got, apart;
+        struct traced want = {.enough = 2}, got = want, apart = want;
         dpk_params p = small_params();
         p.guidance = 1;
         p.steps = 1;
         paint(cpu, &p, &want);
         assert_int_equal(count_rows(cuda, &p) != 0, i < 2);
         paint(cuda, &p, &got);
-        assert_int_equal(want.n, 2);
-        assert_int_equal(got.n, 2);
         double error = golden_relative(got.at[1], want.at[1], want.values);
         printf("%s: %.2e\n", options[i], error);
         if (!(error <= 2e-2)) fail_msg("%s: off by %g", options[i], error);
@@ -283,22 +283,22 @@ static void test_attached_anew(void **state) {
     if (!model) skip();
     const struct dpk_emu_entry *list;
     dpk_error err;
-    struct traced first, second;
+    struct traced first = {.enough = 2}, second = first;
     dpk_session *s = open_session("cuda");
     struct dpk_backend *be = s->backend;
     struct dpk_share share = {.first = NULL};
     pthread_mutex_init(&share.lock, NULL);
     dpk_params p = small_params();
     p.guidance = 1;
-    p.steps = 2;
+    p.steps = 1;
     paint(s, &p, &first);
     if (be->attach(be, &model->file, DPK_F32, &share, &err)) fail_msg("%s", err.msg);
     log_start();
     paint(s, &p, &second);
     size_t n = log_entries(&list), captures = 0;
     for (size_t i = 0; i < n; i++) captures += list[i].kind == DPK_EMU_CAPTURE;
-    assert_true(captures >= 3); /* setup, a step, the decoder */
-    assert_memory_equal(first.at[2], second.at[2], first.values * sizeof(float));
+    assert_true(captures >= 2); /* setup, a step */
+    assert_memory_equal(first.at[1], second.at[1], first.values * sizeof(float));
     free_traced(&first), free_traced(&second);
     dpk_session_free(s);
     pthread_mutex_destroy(&share.lock);

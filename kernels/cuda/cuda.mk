@@ -50,6 +50,16 @@ cuda-resources:
 	@$(MAKE) --no-print-directory cuda
 	@awk -f kernels/cuda/resources.awk kernels/cuda/resources.txt $(patsubst kernels/cuda/%.cu,$(BUILD)/cuda/%.log,$(CUDA_SRC))
 
+# cuda-check: the plugin as nvcc makes it, its size and its kernels' limits; says so where there is no nvcc
+cuda-check:
+ifeq ($(NVCC),)
+	@echo "NOT COMPILED: the CUDA plugin for real devices needs nvcc"
+else
+	@mkdir -p $(BUILD)
+	@$(MAKE) --no-print-directory cuda-resources >$(BUILD)/cuda.log 2>&1 || { grep -v registers $(BUILD)/cuda.log; exit 1; }
+	@grep -E 'MiB|^[0-9]+ kernels' $(BUILD)/cuda.log
+endif
+
 # ---- On a real device ------------------------------------------------------------------------------------------------
 
 CUDA_TESTS := test_small_ops test_norm test_attention test_linear_conv test_int8_ops test_parity test_cuda
@@ -72,7 +82,7 @@ bench-cuda:
 	    $(BIN)/diffpak bench $$m --backend cuda --repeat 3 --profile || exit 1; \
 	    $(BIN)/diffpak generate $$m -p "a photograph of a lighthouse" --steps 30 --backend cuda --seed 1 -o $(BUILD)/bench-cuda.png || exit 1; done
 
-.PHONY: test-cuda bench-cuda
+.PHONY: cuda-check test-cuda bench-cuda
 
 # ---- The emulated device: the same sources as C++ --------------------------------------------------------------------
 

@@ -62,7 +62,7 @@ endif
 
 # ---- On a real device ------------------------------------------------------------------------------------------------
 
-CUDA_TESTS := test_small_ops test_norm test_attention test_linear_conv test_int8_ops test_parity test_cuda
+CUDA_TESTS := test_small_ops test_norm test_attention test_linear_conv test_parity test_cuda
 HAVE_GPU    = nvidia-smi -L >/dev/null 2>&1 || { echo "$@: no CUDA device here (nvidia-smi finds none); nothing was run" >&2; exit 1; }
 
 ## test-cuda: operator and parity tests on the CUDA device of this machine, then under compute-sanitizer

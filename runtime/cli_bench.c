@@ -115,10 +115,21 @@ static void keep_best(struct timing *t, bool first, double took, double took_cpu
     memset(this_op, 0, n * sizeof *this_op);
 }
 
+/* A device works while the host goes on: time begins and ends where it has nothing left to do. */
+static int settle(struct dpk_backend *be, dpk_error *err) {
+    int rc = DPK_OK;
+    if (!be->wait) goto done;
+    DPK_TRY(be->mark(be, 0, err));
+    DPK_TRY(be->wait(be, 0, err));
+done:
+    return rc;
+}
+
 /* Run a program `repeat` times, each on fresh noise where it reads the latent. */
 static int time_program(struct bench *b, const char *program, struct timing *t, dpk_error *err) {
     int rc = DPK_OK;
     const struct request *q = b->q;
+    struct dpk_backend *be = b->plan.job.session->backend;
     struct dpk_exec_hook hook = {after_operator, t, true};
     bool hooked = q->profile || q->trace_path;
     *t = (struct timing){.bench = b, .stage = dpk_cli_plan_stage(&b->plan, program)};
@@ -126,10 +137,12 @@ static int time_program(struct bench *b, const char *program, struct timing *t, 
     if (!t->best_op) DPK_FAIL(err, DPK_ENOMEM, "no memory for times");
     for (uint32_t i = 0; i < q->repeat; i++) {
         DPK_TRY(dpk_job_noise(&b->plan.job, err));
+        DPK_TRY(settle(be, err));
         if (q->trace_path) dpk_cli_trace_begin(&b->trace, t->stage);
         double begin = dpk_cli_seconds(), begin_cpu = cpu_seconds();
         t->last = operator_clock(b);
         rc = run_once(&b->plan, program, hooked ? &hook : NULL, err);
+        if (rc == DPK_OK) rc = settle(be, err);
         double took = dpk_cli_seconds() - begin, took_cpu = cpu_seconds() - begin_cpu;
         if (q->trace_path) dpk_cli_trace_end(&b->trace);
         DPK_TRY(rc);

@@ -222,9 +222,9 @@ static void test_refused(void **) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_heuristic),     cmocka_unit_test(test_measured_once),
-        cmocka_unit_test(test_no_memory),     cmocka_unit_test(test_damaged_files),
-        cmocka_unit_test(test_capture),       cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_heuristic), cmocka_unit_test(test_measured_once),
+        cmocka_unit_test(test_no_memory), cmocka_unit_test(test_damaged_files),
+        cmocka_unit_test(test_capture),   cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests(tests, open_folder, close_folder);
 }

@@ -260,10 +260,9 @@ __device__ __forceinline__ void put_integers(int8_t *to, const float *v, float s
     dpk_vec<int8_t, W> out;
 #pragma unroll
     for (int j = 0; j < W; j++)
-        out.v[j] =
-            scale == scale
-                ? (int8_t)dpk_quantize_one(dpk_float(dpk_round<T>(v[j])), scale, r, rule)
-                : (int8_t)0;
+        out.v[j] = scale == scale
+                       ? (int8_t)dpk_quantize_one(dpk_float(dpk_round<T>(v[j])), scale, r, rule)
+                       : (int8_t)0;
     *reinterpret_cast<dpk_vec<int8_t, W> *>(to) = out;
 }
 

@@ -28,6 +28,8 @@ $(BUILD)/cuda/%.o: kernels/cuda/%.cu
 	$(call say,NVCC $<)
 	$(Q)$(NVCC) $(NVCCFLAGS) $(CUDA_SMALL) $(CUDA_GENCODE) -MMD -MF $(@:.o=.d) -c $< -o $@ 2>$(@:.o=.log) || { cat $(@:.o=.log); exit 1; }
 
+-include $(wildcard $(BUILD)/cuda/*.d)
+
 $(CUDA_LIB): $(patsubst kernels/cuda/%.cu,$(BUILD)/cuda/%.o,$(CUDA_SRC)) $(CUDA_C_OBJ)
 	@mkdir -p $(@D)
 	$(call say,LD $@)

@@ -139,6 +139,7 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_HELP) $(BUILD)/obj/libtools.a $(
 	$(call say,LD $@)
 	$(Q)$(CC) $(LDFLAGS) $^ $(TOOL_LIBS) -lcmocka -o $@
 
+include tests/sanitize.mk
 include tests/fuzz.mk
 include tests/aarch64.mk
 include kernels/cuda/cuda.mk

@@ -1,8 +1,6 @@
-/* Running the stages of a bound plan.
- *
- * Under AddressSanitizer the arena of a CPU is forbidden ground but for the operands, the result
- * and the scratch of the operator that runs: an operator that strays from them is found at once. */
+/* Running the stages of a bound plan. */
 #include "exec.h"
+#include "arena_guard.h"
 #include "paging.h"
 #include "walk.h"
 
@@ -10,43 +8,13 @@
 
 #include <string.h>
 
-#if defined(__SANITIZE_ADDRESS__)
-#define DPK_GUARD 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define DPK_GUARD 1
-#endif
-#endif
-
-#ifdef DPK_GUARD
-#include <sanitizer/asan_interface.h>
-
-static void guard_all(const struct dpk_plan *plan) {
-    if (!strcmp(plan->backend->name, "cpu"))
-        ASAN_POISON_MEMORY_REGION(plan->arena, plan->arena_bytes);
-}
-
-static void guard_none(const struct dpk_plan *plan) {
-    if (!strcmp(plan->backend->name, "cpu"))
-        ASAN_UNPOISON_MEMORY_REGION(plan->arena, plan->arena_bytes);
-}
-
-static void guard_open(const void *data, uint64_t bytes) {
-    if (data) ASAN_UNPOISON_MEMORY_REGION(data, bytes);
-}
-#else
-static void guard_all(const struct dpk_plan *plan) { (void)plan; }
-static void guard_none(const struct dpk_plan *plan) { (void)plan; }
-static void guard_open(const void *data, uint64_t bytes) { (void)data, (void)bytes; }
-#endif
-
 static void *value_data(const struct dpk_plan *plan, const struct dpk_plan_value *v) {
     return (uint8_t *)plan->arena + plan->blocks[v->block].offset;
 }
 
 /* Bytes that operators may touch: of a stream, the window. */
 static uint64_t value_room(const struct dpk_plan *plan, const struct dpk_plan_value *v) {
-    uint64_t room = plan->blocks[v->block].bytes;
+    uint64_t room = plan->blocks[v->block].bytes - DPK_RED_ZONE;
     return room < v->bytes ? room : v->bytes;
 }
 
@@ -71,7 +39,7 @@ int dpk_exec_give(const struct dpk_plan *plan, uint32_t stage, uint32_t input, c
     const struct dpk_plan_value *v = &s->values[input];
     for (uint32_t i = 0; i < s->n_checks; i++)
         if (s->checks[i].input == input) DPK_TRY(check_numbers(plan, s, &s->checks[i], data, err));
-    guard_none(plan);
+    dpk_arena_allow_all(plan);
     DPK_TRY(plan->backend->upload(plan->backend, value_data(plan, v), data, v->bytes, err));
 done:
     return rc;
@@ -115,12 +83,12 @@ done:
 static void guard_operator(const struct run *r, uint32_t op) {
     const struct dpk_plan_stage *s = r->stage;
     const struct dpk_call *call = &s->calls[op];
-    guard_all(r->plan);
+    dpk_arena_forbid(r->plan);
     for (int k = 0; k < DPK_MAX_IN; k++)
         if (call->op->in[k] != DPK_NONE)
-            guard_open(call->in[k].data, value_room(r->plan, &s->values[call->op->in[k]]));
-    guard_open(call->out.data, value_room(r->plan, &s->values[s->program->n_inputs + op]));
-    guard_open(call->scratch, s->scratch_bytes[op]);
+            dpk_arena_allow(call->in[k].data, value_room(r->plan, &s->values[call->op->in[k]]));
+    dpk_arena_allow(call->out.data, value_room(r->plan, &s->values[s->program->n_inputs + op]));
+    dpk_arena_allow(call->scratch, s->scratch_bytes[op]);
 }
 
 static int run_operator(const struct run *r, uint32_t op, dpk_error *err) {
@@ -198,7 +166,7 @@ int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_e
         for (uint32_t i = part->first; i < end && s->once; i++) dpk_paging_drop(plan, s, i);
     }
 done:
-    guard_none(plan);
+    dpk_arena_allow_all(plan);
     return rc;
 }
 

@@ -1,4 +1,5 @@
 /* Lifetimes: which blocks there are, from when to when. Their offsets: plan_blocks.c. */
+#include "arena_guard.h"
 #include "walk.h"
 
 #include "../formats/fail.h"
@@ -23,7 +24,7 @@ static int add_block(struct dpk_plan *plan, uint64_t bytes, uint32_t first, uint
         plan->blocks = grown;
         plan->cap_blocks = cap;
     }
-    bytes = (bytes + DPK_ALIGN - 1) / DPK_ALIGN * DPK_ALIGN;
+    bytes = (bytes + DPK_ALIGN - 1) / DPK_ALIGN * DPK_ALIGN + DPK_RED_ZONE;
     *index = plan->n_blocks;
     plan->blocks[plan->n_blocks++] = (struct dpk_plan_block){bytes, 0, first, last, DPK_NONE, 0, 0};
 done:

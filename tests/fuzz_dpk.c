@@ -1,13 +1,7 @@
-/* .dpk files: open, plan and run.
- *
- * Byte 0, low 2 bits: 0 the rest is the file; else a valid file is edited (fuzz_edit: part 0 is
- * header and section table, parts 1 to 6 the sections) and its sums are repaired, unless bit 7 is
- * set: 1 small programs of every operator, 2 a small SD 1.5, 3 a small PixArt. Bits 2 and 3: the
+/* .dpk files: open, plan and run. The file is that of fuzz_dpk_file. Byte 0, bits 2 and 3: the
  * instruction set; bits 4 and 5: what to do with a model. Byte 1: sizes. */
-#include "support_dpk.h"
 #include "support_fuzz.h"
 
-#include "../convert/conversion.h"
 #include "../runtime/diffpak.h"
 #include "../runtime/exec.h"
 
@@ -16,46 +10,11 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { N_BASES = 3, MAX_INPUTS = 32, N_SECTIONS = DPK_N_SECTIONS };
+enum { MAX_INPUTS = 32 };
 #define MAX_ARENA ((uint64_t)16 << 20)
 #define MAX_WORK 3e7 /* of a run: seconds, under sanitizers */
 
-struct base {
-    uint8_t *file;
-    size_t n_bytes, begin[N_SECTIONS + 2];
-};
-
 static const char *const isas[4] = {"ref", "avx2", "avx512", NULL};
-
-static void make_model(const char *source, const char *path) {
-    struct dpk_conversion *c = NULL;
-    dpk_error err;
-    const struct dpk_convert_options options = {.source = source, .dtype = DPK_BF16};
-    int rc = dpk_conversion_open(&c, &options, &err);
-    if (!rc) rc = dpk_builder_write(dpk_conversion_builder(c), path, 1, NULL, NULL, &err);
-    if (rc) fprintf(stderr, "%s\n", err.msg), exit(2);
-    dpk_conversion_close(c);
-}
-
-static void make_bases(struct base *bases) {
-    dpk_error err;
-    char *folder = support_folder_make(), path[600];
-    for (int i = 0; i < N_BASES; i++) {
-        struct base *b = &bases[i];
-        snprintf(path, sizeof path, "%s/base.dpk", folder);
-        if (i == 0)
-            fuzz_require(support_dpk_write(path, 1, 1, &err) == DPK_OK, "a file is written");
-        else make_model(i == 1 ? "tests/data/tiny-sd15" : "tests/data/tiny-pixart", path);
-        b->file = support_file_read(path, &b->n_bytes);
-        b->begin[1] = sizeof(struct dpk_header) + N_SECTIONS * sizeof(struct dpk_section);
-        for (int s = 1; s < N_SECTIONS; s++) {
-            const struct dpk_section *table = (const void *)(b->file + sizeof(struct dpk_header));
-            b->begin[s + 1] = (size_t)table[s].offset;
-        }
-        b->begin[N_SECTIONS + 1] = b->n_bytes;
-    }
-    support_folder_remove(folder);
-}
 
 /* ---- Programs by themselves ------------------------------------------------------------------ */
 
@@ -219,24 +178,14 @@ static void use_model(const char *path, const char *isa, unsigned sizes, unsigne
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
-    static struct base bases[N_BASES];
-    if (!bases[0].file) make_bases(bases);
     struct fuzz_bytes in = {data, n_bytes};
     unsigned mode = (unsigned)fuzz_take(&in, 1), sizes = (unsigned)fuzz_take(&in, 1);
-    const char *isa = isas[mode >> 2 & 3], *path;
     unsigned what = mode >> 4 & 3;
-    if ((mode & 3) == 0) {
-        path = fuzz_file(0, in.at, in.n);
-    } else {
-        const struct base *b = &bases[(mode & 3) - 1];
-        uint8_t *file = aligned_alloc(64, (b->n_bytes + 63) / 64 * 64);
-        if (!file) return 0;
-        memcpy(file, b->file, b->n_bytes);
-        fuzz_edit(file, b->begin, N_SECTIONS + 1, &in);
-        if (!(mode & 0x80)) support_dpk_repair(file, b->n_bytes);
-        path = fuzz_file(0, file, b->n_bytes);
-        free(file);
-    }
+    size_t n_file;
+    uint8_t *file = fuzz_dpk_file(data, n_bytes, &n_file);
+    if (!file) return 0;
+    const char *isa = isas[mode >> 2 & 3], *path = fuzz_file(0, file, n_file);
+    free(file);
     if ((mode & 3) < 2 || what == 0) use_file(path, isa, sizes);
     else use_model(path, isa, sizes, what);
     return 0;

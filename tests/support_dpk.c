@@ -2,7 +2,6 @@
 
 #include "../formats/dpk_check.h"
 #include "../formats/fail.h"
-#include "../formats/tokenizer_blob.h"
 
 #include <dirent.h>
 #include <math.h>
@@ -288,9 +287,33 @@ done:
     return rc;
 }
 
+enum { LENGTH = 1 << 24 }; /* of a token's content, beside its id */
+
+static const struct support_clip clip_blob = {
+    {DPK_TOK_MAGIC, DPK_TOK_VERSION, DPK_TOKENIZER_CLIP, 0, 9, 0, 1, 1, UINT32_MAX, 2, 2, 2, 2, 2,
+     4, 0},
+    {{0, DPK_TOK_LETTER, 0, 0, 0}, {0x3000, DPK_TOK_SPACE, 0, 0, 0}},
+    {{'A', 'a'}, {'B', 'b'}},
+    {{0xc0 | DPK_TOK_COMPOSES, 'A', 0x300}, {0xc1, 'B', 0}},
+    {0},
+    {{1 | 2 * LENGTH, 0}, {3 | 2 * LENGTH, DPK_TOK_NORMALIZED}},
+    {0},
+    {{2, 3, 4}, {4, 5, 6}},
+    "<>ab"};
+
+static const struct support_t5 t5_blob = {{DPK_TOK_MAGIC, DPK_TOK_VERSION, DPK_TOKENIZER_T5, 0, 9,
+                                           UINT32_MAX, 1, 0, 2, 1, 0, 0, 1, 2, 4, 12},
+                                          {{0, 0, 0, 0, 0}},
+                                          {{3 | 1 * LENGTH, 0}},
+                                          {{4 | 1 * LENGTH, -1}, {5 | 2 * LENGTH, -2.5f}},
+                                          "<abc",
+                                          4,
+                                          {0},
+                                          "abc"};
+
 static int declare(struct builder *b, int scale) {
-    uint8_t blob[333];
-    for (size_t i = 0; i < sizeof blob; i++) blob[i] = (uint8_t)support_random(&b->random);
+    struct support_clip clip = clip_blob;
+    for (uint32_t i = 0; i < 512; i++) clip.byte_ids[i] = 2 + support_random(&b->random) % 40;
     static const char *const pairs[][2] = {
         {"model.name", "test \xc3\xa9\xe2\x82\xac\xf0\x9f\x8e\xa8"},
         {"convert.dtype", "bf16"},
@@ -301,8 +324,9 @@ static int declare(struct builder *b, int scale) {
     int rc = DPK_OK;
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++)
         DPK_TRY(dpk_writer_pair(b->w, pairs[i][0], pairs[i][1], b->err));
-    DPK_TRY(dpk_writer_blob(b->w, "tokenizer", DPK_TOKENIZER_CLIP, blob, sizeof blob, b->err));
-    DPK_TRY(dpk_writer_blob(b->w, "tokenizer_2", DPK_TOKENIZER_T5, blob, 64, b->err));
+    DPK_TRY(dpk_writer_blob(b->w, "tokenizer", DPK_TOKENIZER_CLIP, &clip, sizeof clip, b->err));
+    DPK_TRY(
+        dpk_writer_blob(b->w, "tokenizer_2", DPK_TOKENIZER_T5, &t5_blob, sizeof t5_blob, b->err));
     text_program(b, scale);
     setup_program(b, scale);
     step_program(b, scale);

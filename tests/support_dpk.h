@@ -3,10 +3,33 @@
 #define SUPPORT_DPK_H
 
 #include "../formats/dpk.h"
+#include "../formats/tokenizer_blob.h"
 
 /* Write the file at `path`; contents and sizes depend on the seed alone. `scale` multiplies the
  * sizes of the weights. */
 int support_dpk_write(const char *path, uint32_t seed, int scale, dpk_error *err);
+
+/* Its tokenizers, which have a record or two of each kind. */
+struct support_clip {
+    struct dpk_tok_header h;
+    struct dpk_tok_run runs[2];
+    struct dpk_tok_lower lower[2];
+    struct dpk_tok_decomposition decompositions[2];
+    uint32_t compositions[1];
+    struct dpk_tok_special specials[2];
+    uint32_t byte_ids[512];
+    struct dpk_tok_merge merges[2];
+    char text[4];
+};
+struct support_t5 {
+    struct dpk_tok_header h;
+    struct dpk_tok_run runs[1];
+    struct dpk_tok_special specials[1];
+    struct dpk_tok_piece pieces[2];
+    char text[4];
+    uint32_t trie_bytes, trie[1]; /* the character map */
+    char strings[4];
+};
 
 /* A whole file in memory, to be freed; aborts the test if it cannot be read. */
 uint8_t *support_file_read(const char *path, size_t *n_bytes);

@@ -24,6 +24,12 @@ uint8_t *fuzz_load(const char *path, size_t *n_bytes);
  * finite numbers of any type. malloc'ed, the caller frees it. */
 uint8_t *fuzz_safetensors(const uint8_t *header, size_t n, size_t *n_bytes);
 
+/* The .dpk file that an input of fuzz_dpk.c stands for, to be freed. Byte 0, low 2 bits: 0 the rest
+ * (but for byte 1) is the file; else a valid file is edited (fuzz_edit: part 0 is header and section
+ * table, parts 1 to 6 the sections) and its sums are repaired, unless bit 7 is set: 1 small programs
+ * of every operator, 2 a small SD 1.5, 3 a small PixArt. */
+uint8_t *fuzz_dpk_file(const uint8_t *data, size_t n_bytes, size_t *n_file);
+
 /* What every call must keep: the code in the error is the one returned, the message is one line,
  * not empty, of UTF-8 without control characters. Ends the process otherwise. Prints the message
  * if DPK_FUZZ_SAY is in the environment: how far does a corpus get? */

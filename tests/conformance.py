@@ -118,7 +118,7 @@ def main(files, verdicts):
     second = second.splitlines()
     with open(verdicts, encoding="utf-8", errors="replace") as f:
         first = f.read().splitlines()
-    broken, n_wrong = collections.Counter(), len(first) != len(second)
+    broken, n_wrong = collections.Counter(), int(len(first) != len(second))
     for i, (c, python) in enumerate(zip(first, second)):
         if c == "accepted":
             good = python == "accepted"

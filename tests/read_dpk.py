@@ -419,11 +419,12 @@ class File:
         count, offset, size, _ = self.section["strings"]
         data = bytes(self.data[offset:offset + size])
         want(size > 0 and data[0] == 0 and data[-1] == 0, "strings.ends", "first or last byte")
-        try:
-            data.decode("utf-8")
+        empty = data.find(b"\0\0")
+        try:  # what comes first
+            data[:empty if empty >= 0 else size].decode("utf-8")
         except UnicodeDecodeError as error:
             raise Refused("strings.utf8", str(error)) from error
-        want(b"\0\0" not in data, "strings.empty", "a second empty string")
+        want(empty < 0, "strings.empty", "a second empty string at", empty)
         want(data.count(0) == count, "strings.count", count, "of", data.count(0))
         self.strings, at = {}, 0
         for s in data[:-1].split(b"\0"):

@@ -216,14 +216,6 @@ bench-quality: all
 test-slurm: all
 	BUILD=$(BUILD) tests/slurm.sh
 
-## asan: run the tests under AddressSanitizer and UndefinedBehaviorSanitizer
-asan:
-	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
-
-## tsan: run the tests under ThreadSanitizer
-tsan:
-	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/tsan SAN=thread OPT=-O1 TEST_SH=
-
 ## format: lay out the sources by .clang-format
 format:
 	clang-format -i $(filter-out formats/xxhash.h,$(wildcard */*.[ch] */*/*.[ch] */*/*/*.[ch]))
@@ -236,6 +228,6 @@ help:
 clean:
 	rm -rf build
 
-.PHONY: all emulated cuda cuda-resources deps test check demo bench bench-peak bench-real bench-quality test-slurm asan tsan format help clean
+.PHONY: all emulated cuda cuda-resources deps test check demo bench bench-peak bench-real bench-quality test-slurm format help clean
 .SECONDARY:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -121,6 +121,7 @@ static void test_corpus(void **state) {
     if (!have_python()) skip();
     struct batch b = batch_begin();
     add_folder(&b, "tests/corpus/dpk", true);
+    add_folder(&b, "tests/versions", false);
     assert_true(b.n_accepted > 0 && b.n_accepted < b.n);
     batch_compare(&b);
 }

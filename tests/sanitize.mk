@@ -12,9 +12,12 @@ asan:
 ubsan:
 	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/ubsan CC=clang SAN=undefined,float-cast-overflow TEST_SH=
 
-## tsan: run the tests under ThreadSanitizer (TESTS="test_threads test_session": those alone)
+# Whatever runs on several threads.
+TSAN_TESTS := $(addprefix test_,threads session map paging pipeline prompts img2img attention norm linear_conv small_ops int8_ops winograd)
+## tsan: sessions and operators in several threads under ThreadSanitizer (TESTS="test_threads test_session": others)
 tsan:
-	@$(MAKE) --no-print-directory $(if $(TESTS),chosen CONVERT=1,check) BUILD=$(BUILD)/tsan CC=clang SAN=thread OPT=-O1 TEST_SH=
+	@TSAN_OPTIONS=suppressions=$(CURDIR)/tests/tsan.supp $(MAKE) --no-print-directory chosen CONVERT=1 BUILD=$(BUILD)/tsan CC=clang \
+	    SAN=thread OPT=-O1 TESTS="$(or $(TESTS),$(TSAN_TESTS))"
 
 # The tools' libraries are not instrumented, and what they write would count as not written. So: the runtime without libraries, as
 # a program, and tests that need no library but cmocka.

@@ -48,6 +48,12 @@ OWN = [
     (LMSDiscreteScheduler, dict(S, **V, use_karras_sigmas=True)),
     (LMSDiscreteScheduler, dict(S, num_train_timesteps=30,
                                 trained_betas=[0.001 * i + 0.0001 for i in range(1, 31)])),
+    (PNDMScheduler, dict(S, **V, skip_prk_steps=True, steps_offset=1)),
+    (DDIMScheduler, dict(beta_schedule="squaredcos_cap_v2", prediction_type="sample",
+                         clip_sample=False, set_alpha_to_one=False)),
+    (DPM, dict(beta_schedule="squaredcos_cap_v2", lambda_min_clipped=-5.1)),
+    (DPM, dict(S, prediction_type="sample", solver_order=2)),
+    (EULER, dict(S, prediction_type="sample", timestep_spacing="trailing")),
 ]
 NAMES = {  # --scheduler: the class, and what it sets
     "euler": (EULER, {}),

@@ -1,6 +1,6 @@
 #!/bin/sh
 # What the runtime reads, by the program: files of tests/versions and a broken one, through every command that needs no library.
-# $RUN goes before the program (valgrind).
+# $ISAS: instruction sets. $RUN goes before the program (valgrind).
 set -u
 diffpak=${BUILD:-build}/bin/diffpak
 temp=$(mktemp -d) || exit 1
@@ -20,7 +20,7 @@ for file in tests/versions/*.dpk; do
     expect 0 inspect "$file" --tensors
     expect 0 tokens "$file" "a red circle, \"two\" Stars!"
     expect 0 schedule "$file" --steps 5
-    for isa in ref avx2; do
+    for isa in ${ISAS-ref avx2}; do
         [ $isa = ref ] || grep -q avx2 /proc/cpuinfo || continue
         DPK_ISA=$isa expect 0 generate "$file" -p "a red circle" --steps 2 --width 64 --height 48 --no-binning --threads 2 \
             -o "$temp/a.png" -q
@@ -31,7 +31,7 @@ head -c 5000 "$file" >"$temp/cut.dpk"
 expect 1 verify "$temp/cut.dpk"
 expect 1 verify tests/versions/README.md
 expect 1 verify "$temp"
-expect 0 noise --seed 1 --shape 1,4,8,8
+expect 0 noise --seed 1 --shape 1,4,8,8 -o "$temp/noise.npy"
 [ $failed = 0 ] || echo "[  FAILED  ] $failed test(s)"
 echo "[  PASSED  ] $passed test(s)."
 [ $failed = 0 ]

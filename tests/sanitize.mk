@@ -1,7 +1,7 @@
 # Tests under sanitizers and valgrind, and their line coverage; included by the Makefile. Each has a build of its own.
 
 # chosen: build and run the programs $(TESTS) and the scripts $(SCRIPTS) by $(RUN)
-chosen: $(BIN)/diffpak $(addprefix $(BUILD)/tests/,$(TESTS)) $(if $(CONVERT),$(BIN)/diffpak-convert $(BIN)/diffpak-quantize)
+chosen: $(BIN)/diffpak $(addprefix $(BUILD)/tests/,$(TESTS)) $(if $(CONVERT),emulated $(BIN)/diffpak-convert $(BIN)/diffpak-quantize)
 	@BUILD=$(BUILD) RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(addprefix $(BUILD)/tests/,$(TESTS)) $(addprefix ./tests/,$(SCRIPTS))
 
 ## asan: run the tests under AddressSanitizer and UndefinedBehaviorSanitizer; arenas have red zones (runtime/arena_guard.h)
@@ -45,7 +45,7 @@ $(call obj,$(COVERED)): CFLAGS += -O0 --coverage -fprofile-update=atomic
 LDFLAGS += --coverage
 endif
 # Neither of kernels alone nor of the build itself.
-COVERAGE_NOT := $(addprefix test_,cuda cuda_attention cuda_products cuda_tune attention norm linear_conv small_ops int8 int8_ops \
+COVERAGE_NOT := $(addprefix test_,cuda_attention cuda_products cuda_tune attention norm linear_conv small_ops int8 int8_ops \
                 rows8 winograd winograd_kernels card)
 COVERAGE_SH  := test_bundle.sh test_cli.sh test_quantize_cli.sh test_unseen.sh
 ## coverage: lines of formats/ and of the runtime library that the tests reach, by gcov; fails below 95 %

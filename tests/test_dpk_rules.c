@@ -2,6 +2,7 @@
  * the second reader (read_dpk.py) unpacks them. Whether both readers agree: test_conformance.c. */
 #include "support_attacks.h"
 #include "support_dpk.h"
+#include "support_golden.h"
 
 #include "../formats/dpk_check.h"
 
@@ -77,6 +78,25 @@ static void test_every_rule(void **state) {
     print_message("%d attacks\n", n_attacks);
     assert_true(n_attacks > 200);
     assert_int_equal(n_wrong, 0);
+}
+
+/* Nor does the quantizer take such a file and make a good-looking one of it. */
+static void test_quantizer_refuses(void **state) {
+    (void)state;
+    char path[600];
+    struct attack attack;
+    snprintf(path, sizeof path, "%s/attack.dpk", folder);
+    for (int i = 0;; i++) {
+        uint8_t *f = attack_make(i, good, n_good, &attack);
+        if (!f) break;
+        if (i % 20 == 7 || strstr(attack.what, "pieces[1].score")) {
+            support_file_write(path, f, n_good);
+            int status = golden_shell("%s %s -o %s.q --scheme int8-weight -q 2>/dev/null",
+                                      golden_build_path("bin/diffpak-quantize"), path, path);
+            if (status != 1) fail_msg("%s: exit status %d", attack.what, status);
+        }
+        free(f);
+    }
 }
 
 /* Any byte of the front changed and every sum repaired: accepted or refused, but never a crash. The
@@ -194,6 +214,7 @@ static void test_specification_is_current(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_rule),
+        cmocka_unit_test(test_quantizer_refuses),
         cmocka_unit_test(test_random_changes),
         cmocka_unit_test(test_second_reader_unpacks),
         cmocka_unit_test(test_specification_is_current),

@@ -54,7 +54,7 @@ static atomic_long fault_mapped; /* pages of maps not given back: of a map, part
 
 /* Places: a place is the calls that lead to a point. With fault_record the first FAULT_MOST points
  * of a run tell theirs, as a sum of return addresses. */
-enum { FAULT_MOST = 1 << 16, FAULT_DEPTH = 7 };
+enum { FAULT_MOST = 1 << 16, FAULT_DEPTH = 5 };
 static uint64_t *fault_record; /* [FAULT_MOST] or NULL; set while nothing is armed */
 static _Thread_local bool fault_busy;
 

@@ -15,10 +15,15 @@ struct range {
 };
 #define COUNT(a) (sizeof(a) / sizeof *(a))
 
+/* The ranges ascend. Every code is looked for in several of them, most lie after the last. */
 static bool in_ranges(const struct range *r, size_t n, uint32_t code) {
-    for (size_t i = 0; i < n; i++)
-        if (code >= r[i].first && code <= r[i].last) return true;
-    return false;
+    size_t low = 0, high = code <= r[n - 1].last ? n : 0;
+    while (low < high) {
+        const size_t middle = (low + high) / 2;
+        if (code > r[middle].last) low = middle + 1;
+        else high = middle;
+    }
+    return low < n && code >= r[low].first && code <= r[low].last;
 }
 
 static const struct range white_space[] = {

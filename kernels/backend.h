@@ -14,6 +14,14 @@ struct dpk_share;
 struct dpk_loop;
 struct dpk_normal;
 
+/* The most that a backend's device can do, on all threads of the session: what operators are held
+ * against. 0: not known. */
+struct dpk_peaks {
+    double f32, bf16, s8; /* operations a second in products of activations of these types; a
+                             multiply-add is two */
+    double bytes;         /* of device memory a second, read and written */
+};
+
 /* An activation: dense, row-major, channels last. */
 struct dpk_tensor {
     void *data;    /* on the backend's device; NULL while planning */
@@ -92,6 +100,9 @@ struct dpk_backend {
     /* Run, or queue, one operator. Allocates nothing. Shapes were checked by dpk_op_shape. */
     int (*run)(struct dpk_backend *be, const struct dpk_call *call, dpk_error *err);
 
+    /* Measure the device: some 60 ms on a CPU. Not while anything runs. */
+    int (*peaks)(struct dpk_backend *be, struct dpk_peaks *peaks, dpk_error *err);
+
     /* ---- Rows of an operator. NULL where there is no such thing. ----
      * For devices whose memory the host can address. The call is that of the whole map; data of
      * maps is where their row 0 would be, but only those rows are there that the rows asked for
@@ -110,6 +121,9 @@ struct dpk_backend {
      * of the driver; the first time may allocate and wait. */
     int (*run_list)(struct dpk_backend *be, const struct dpk_call *calls, size_t n,
                     const struct dpk_loop *loop, dpk_error *err);
+    /* Run a list of calls and wait. seconds[i] grows by what call i took by the device's clock. */
+    int (*run_timed)(struct dpk_backend *be, const struct dpk_call *calls, size_t n,
+                     double *seconds, dpk_error *err);
     /* Queue a copy within the device. */
     int (*copy)(struct dpk_backend *be, void *dst, const void *src, size_t n_bytes, dpk_error *err);
     /* Queue the filling of an array with normal numbers. */
@@ -166,7 +180,7 @@ struct dpk_loop {
     float *latent;      /* [n or 2 n] */
     int32_t *step;      /* [1], NULL if the network has no such input */
     const float *output;
-    const uint8_t *repaint; /* [one / channels], or NULL */
+    const uint8_t *repaint;                /* [one / channels], or NULL */
     const float *init_latent, *init_noise; /* [n], with repaint */
     int64_t one;                           /* values of an image */
     int32_t n_images, channels;
@@ -186,7 +200,7 @@ struct dpk_normal {
 };
 
 /* What a backend in a library of its own exports as `dpk_plugin`. */
-enum { DPK_PLUGIN_VERSION = 1 }; /* of this file: any change of a struct above makes a new one */
+enum { DPK_PLUGIN_VERSION = 2 }; /* of this file: any change of a struct above makes a new one */
 struct dpk_plugin {
     uint32_t version;
     /* act_dtype as in dpk_cpu_create. Errors: DPK_EBACKEND (no device, no driver: says which),

@@ -22,7 +22,7 @@ struct request {
 struct bench {
     const struct request *q;
     struct dpk_cli_plan plan;
-    struct dpk_cli_peaks peaks; /* with --profile */
+    struct dpk_peaks peaks;     /* with --profile */
     struct dpk_cli_trace trace; /* with --chrome-trace */
     struct dpk_cli_json j;
     double began; /* dpk_cli_seconds */
@@ -38,7 +38,7 @@ struct timing {
     double first, best, best_cpu; /* seconds */
     double since_start;           /* when the first run was done */
     double *best_op;              /* [n_ops], owned; then those of this run */
-    double last;                  /* when the operator before ended */
+    double last;                  /* when the operator before ended; a device says itself */
 };
 
 static double cpu_seconds(void) {
@@ -54,10 +54,12 @@ static double operator_clock(const struct bench *b) {
 
 static int after_operator(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op,
                           double share) {
-    (void)plan, (void)stage, (void)share;
+    (void)stage, (void)share;
     struct timing *t = arg;
-    t->best_op[t->stage->program->n_ops + op] += operator_clock(t->bench) - t->last;
-    if (t->bench->q->trace_path) dpk_cli_trace_operator(&t->bench->trace, op);
+    double *took = &t->best_op[t->stage->program->n_ops + op];
+    if (!plan->backend->run_timed) *took += operator_clock(t->bench) - t->last;
+    if (t->bench->q->trace_path)
+        dpk_cli_trace_operator(&t->bench->trace, op, plan->backend->run_timed ? *took : 0);
     t->last = operator_clock(t->bench);
     return 0;
 }
@@ -130,11 +132,12 @@ static int time_program(struct bench *b, const char *program, struct timing *t, 
     int rc = DPK_OK;
     const struct request *q = b->q;
     struct dpk_backend *be = b->plan.job.session->backend;
-    struct dpk_exec_hook hook = {after_operator, t, true};
+    struct dpk_exec_hook hook = {after_operator, t, NULL};
     bool hooked = q->profile || q->trace_path;
     *t = (struct timing){.bench = b, .stage = dpk_cli_plan_stage(&b->plan, program)};
     t->best_op = calloc(2 * (size_t)t->stage->program->n_ops + 1, sizeof *t->best_op);
     if (!t->best_op) DPK_FAIL(err, DPK_ENOMEM, "no memory for times");
+    hook.seconds = t->best_op + t->stage->program->n_ops;
     for (uint32_t i = 0; i < q->repeat; i++) {
         DPK_TRY(dpk_job_noise(&b->plan.job, err));
         DPK_TRY(settle(be, err));
@@ -247,7 +250,7 @@ static int bench(struct request *q, dpk_error *err) {
         DPK_TRY(dpk_session_take(session, &b.plan.encode, 0, "encode", err));
     b.load = dpk_cli_seconds() - b.began;
     b.one_thread = dpk_cli_threads(session->backend) == 1;
-    if (q->profile) b.peaks = dpk_cli_peaks_measure(session->backend);
+    if (q->profile) DPK_TRY(session->backend->peaks(session->backend, &b.peaks, err));
     if (q->trace_path) DPK_TRY(dpk_cli_trace_start(&b.trace, session->backend, err));
     print_head(&b, session);
     DPK_TRY(bench_programs(&b, err));

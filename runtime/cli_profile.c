@@ -2,7 +2,7 @@
 #include "cli_profile.h"
 
 #include "../formats/fail.h"
-#include "../kernels/cpu/peak.h"
+#include "../kernels/cpu/cpu.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -12,15 +12,6 @@ enum { TOP = 20 }; /* layers listed as text */
 int dpk_cli_threads(const struct dpk_backend *backend) {
     if (strcmp(backend->name, "cpu")) return 0;
     return dpk_pool_workers(((const struct dpk_cpu *)backend)->pool);
-}
-
-struct dpk_cli_peaks dpk_cli_peaks_measure(const struct dpk_backend *backend) {
-    int n = dpk_cli_threads(backend);
-    if (!n) return (struct dpk_cli_peaks){0, 0, 0};
-    const struct dpk_cpu *cpu = (const struct dpk_cpu *)backend;
-    return (struct dpk_cli_peaks){n * dpk_peak_measure(cpu->isa, DPK_F32, cpu->dot),
-                                  n * dpk_peak_measure(cpu->isa, DPK_BF16, cpu->dot),
-                                  n * dpk_peak_measure(cpu->isa, DPK_S8, cpu->dot)};
 }
 
 static double rate(double amount, double seconds) {
@@ -34,7 +25,7 @@ static bool is_dynamic(const struct dpk_weight *w) {
 }
 
 /* An operator is held against the peak of what it multiplies with. */
-static double operator_peak(const struct dpk_cli_peaks *peaks, const struct dpk_call *call) {
+static double operator_peak(const struct dpk_peaks *peaks, const struct dpk_call *call) {
     if (is_dynamic(&call->wt[0])) return peaks->s8;
     return call->in[0].dtype == DPK_BF16 ? peaks->bf16 : peaks->f32;
 }
@@ -73,7 +64,9 @@ struct dpk_cli_total dpk_cli_profile_operator(const struct dpk_cli_profile *p, u
     const struct dpk_call *call = &s->calls[op];
     double peak = operator_peak(&p->peaks, call);
     struct dpk_cli_total t = {.calls = 1, .seconds = p->seconds[op], .cost = s->costs[op]};
+    double moving = p->peaks.bytes > 0 ? t.cost.bytes / p->peaks.bytes : 0;
     t.ideal = peak > 0 ? t.cost.flops / peak : 0;
+    if (moving > t.ideal) t.ideal = moving;
     snprintf(t.name, sizeof t.name, "%s", dpk_op_info_get(call->op->opcode)->name);
     return t;
 }

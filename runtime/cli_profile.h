@@ -6,24 +6,17 @@
 #include "cli.h"
 #include "plan.h"
 
-/* What all threads of a session could do: operations a second; 0 where that is not known. */
-struct dpk_cli_peaks {
-    double f32, bf16, s8; /* products of activations of these types */
-};
-
 int dpk_cli_threads(const struct dpk_backend *backend); /* of a CPU; 0 of others */
-
-/* Measures for some 60 ms on a CPU. */
-struct dpk_cli_peaks dpk_cli_peaks_measure(const struct dpk_backend *backend);
 
 struct dpk_cli_profile {
     const struct dpk_file *file;
     const struct dpk_plan_stage *stage;
-    struct dpk_cli_peaks peaks;
+    struct dpk_peaks peaks;
     const double *seconds; /* [n_ops] of each operator, the fastest run's */
 };
 
-/* Totals of a row; what ideal is, is the time that the arithmetic would take at the peak. */
+/* Totals of a row. ideal: the time that its products would take at the device's peak, or its bytes
+ * at the memory's where that is known and more. */
 struct dpk_cli_total {
     char name[64];
     uint32_t calls;

@@ -53,8 +53,8 @@ void dpk_cli_trace_begin(struct dpk_cli_trace *trace, const struct dpk_plan_stag
     trace->program_began = trace->op_began = dpk_cli_seconds();
 }
 
-void dpk_cli_trace_operator(struct dpk_cli_trace *trace, uint32_t op) {
-    double now = dpk_cli_seconds();
+void dpk_cli_trace_operator(struct dpk_cli_trace *trace, uint32_t op, double took) {
+    double now = took > 0 ? trace->op_began + took : dpk_cli_seconds();
     add_span(&trace->lanes[0], (struct dpk_cli_span){trace->stage, op, trace->op_began, now});
     for (int i = 1; i < trace->n_lanes; i++) {
         struct dpk_cli_lane *lane = &trace->lanes[i];
@@ -64,8 +64,9 @@ void dpk_cli_trace_operator(struct dpk_cli_trace *trace, uint32_t op) {
 }
 
 void dpk_cli_trace_end(struct dpk_cli_trace *trace) {
-    add_span(&trace->lanes[0], (struct dpk_cli_span){trace->stage, DPK_NONE, trace->program_began,
-                                                     dpk_cli_seconds()});
+    double now = dpk_cli_seconds(), end = now > trace->op_began ? now : trace->op_began;
+    add_span(&trace->lanes[0],
+             (struct dpk_cli_span){trace->stage, DPK_NONE, trace->program_began, end});
     trace->stage = NULL;
 }
 

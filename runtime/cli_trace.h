@@ -33,9 +33,10 @@ struct dpk_cli_trace {
 int dpk_cli_trace_start(struct dpk_cli_trace *trace, struct dpk_backend *backend, dpk_error *err);
 void dpk_cli_trace_free(struct dpk_cli_trace *trace); /* also of a zeroed struct */
 
-/* Around a run of a program, and after each of its operators (or a part of one). */
+/* Around a run of a program, and after each of its operators (or a part of one), with the seconds
+ * that it took, or 0: until now. */
 void dpk_cli_trace_begin(struct dpk_cli_trace *trace, const struct dpk_plan_stage *stage);
-void dpk_cli_trace_operator(struct dpk_cli_trace *trace, uint32_t op);
+void dpk_cli_trace_operator(struct dpk_cli_trace *trace, uint32_t op, double took);
 void dpk_cli_trace_end(struct dpk_cli_trace *trace);
 
 /* Write it all. Errors: DPK_ENOMEM (a span was lost, too), DPK_EIO. */

@@ -96,10 +96,6 @@ static int run_operator(const struct run *r, uint32_t op, dpk_error *err) {
     guard_operator(r, op);
     struct dpk_backend *be = r->plan->backend;
     DPK_TRY(be->run(be, &r->stage->calls[op], err));
-    if (r->hook && r->hook->each && be->wait) {
-        DPK_TRY(be->mark(be, 0, err));
-        DPK_TRY(be->wait(be, 0, err));
-    }
     DPK_TRY(tell(r, op, 1, err));
 done:
     return rc;
@@ -146,8 +142,11 @@ int dpk_exec_run(const struct dpk_plan *plan, uint32_t stage, const struct dpk_e
     int rc = DPK_OK;
     const struct dpk_plan_stage *s = &plan->stages[stage];
     const struct run r = {plan, s, stage, hook};
-    if (plan->backend->run_list && !(hook && hook->each)) {
-        DPK_TRY(plan->backend->run_list(plan->backend, s->calls, s->program->n_ops, NULL, err));
+    struct dpk_backend *be = plan->backend;
+    if (be->run_list) {
+        if (hook && hook->seconds)
+            DPK_TRY(be->run_timed(be, s->calls, s->program->n_ops, hook->seconds, err));
+        else DPK_TRY(be->run_list(be, s->calls, s->program->n_ops, NULL, err));
         for (uint32_t i = 0; i < s->program->n_ops; i++) DPK_TRY(tell(&r, i, 1, err));
         goto done;
     }

@@ -10,7 +10,8 @@
 struct dpk_exec_hook {
     int (*after)(void *arg, const struct dpk_plan *plan, uint32_t stage, uint32_t op, double share);
     void *arg;
-    bool each; /* wait for every operator, on a device that queues them */
+    double *seconds; /* [n_ops] or NULL: what each operator takes is added here by a device that
+                        queues them (and waited for) */
 };
 
 /* Give input number `input` of a stage: values[v].bytes of host memory. Row numbers are checked

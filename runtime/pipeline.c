@@ -262,7 +262,7 @@ int dpk_generate(dpk_session *session, const dpk_params *params, dpk_images **im
     DPK_TRY(dpk_job_plan(&job, session, params, err));
     DPK_TRY(dpk_job_begin(&job, err));
     DPK_TRY(make_images(&job, &made, err));
-    struct dpk_exec_hook hook = {after_operator, &job, false};
+    struct dpk_exec_hook hook = {after_operator, &job, NULL};
     const struct dpk_exec_hook *h = job.params.progress ? &hook : NULL;
     job.stage_name = job.params.init ? "encode" : "text";
     if (report(&job, 0)) DPK_FAIL(err, DPK_ECANCELLED, "%s: stopped by the caller", job.stage_name);

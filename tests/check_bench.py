@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""check_bench.py BENCH.json TRACE.json
+"""check_bench.py BENCH.json TRACE.json THREADS
 
-The two outputs of one `diffpak bench --profile --json --chrome-trace` of a step on two threads,
-twice, agree with themselves and with each other."""
+The two outputs of one `diffpak bench --profile --json --chrome-trace` of a step on so many threads
+(0: a device), twice, agree with themselves and with each other."""
 import json
 import sys
 
@@ -27,10 +27,15 @@ for kind in program["kinds"]:
               if k["name"].split()[0] == kind["name"]]
     assert min(shares) * 0.999 <= kind.get("of_peak", 0) <= max(shares) * 1.001
 
+# A device knows the floor of every operator that moves anything.
+if int(sys.argv[3]) == 0:
+    assert all(o["of_peak"] > 0 for o in operators)
+
 # Two runs; each holds its operators, in order, and these what the threads did.
 events = trace["traceEvents"]
 lanes = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
-assert lanes == {0: "programs, operators", 1: "thread 1", 2: "thread 2"}, lanes
+threads = int(sys.argv[3])
+assert lanes == {0: "programs, operators", **{i: "thread %d" % i for i in range(1, threads + 1)}}, lanes
 spans = [e for e in events if e["ph"] == "X"]
 slack = 0.01  # microseconds, for numbers that were printed
 
@@ -49,6 +54,6 @@ for run in runs:
     assert [e["args"]["layer"] for e in ops] == [o["layer"] for o in operators]
     assert all(a["ts"] + a["dur"] <= b["ts"] + slack for a, b in zip(ops, ops[1:]))
     shares = [e for e in spans if e["tid"] and inside(e, run)]
-    assert 1 in {e["tid"] for e in shares}
+    assert (1 in {e["tid"] for e in shares}) == (threads > 0)
     for e in shares:
         assert any(o["name"] == e["name"] and inside(e, o) for o in ops), e

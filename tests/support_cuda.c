@@ -140,6 +140,13 @@ static void *to_device(struct dpk_backend *be, const void *data, uint64_t n_byte
     return p;
 }
 
+/* Quantized rows have as many bytes whoever makes them. */
+static uint64_t tensor_bytes(struct dpk_backend *be, const struct dpk_tensor *t) {
+    static const struct dpk_op norm = {.opcode = DPK_OP_layer_norm};
+    struct dpk_call call = {.op = &norm, .out = *t};
+    return t->rows8 ? be->rows8_bytes(be, &call) : dense_bytes(t->dtype, &t->shape);
+}
+
 /* The device's copy of the call; two operands that are one on the host are one there. */
 static void carry(struct dpk_backend *be, const struct dpk_call *host, struct dpk_call *call) {
     for (int i = 0; i < DPK_MAX_IN; i++) {
@@ -148,12 +155,11 @@ static void carry(struct dpk_backend *be, const struct dpk_call *host, struct dp
         call->in[i].data = NULL;
         for (int k = 0; k < i; k++)
             if (host->in[k].data == t->data) call->in[i].data = call->in[k].data;
-        if (!call->in[i].data)
-            call->in[i].data = to_device(be, t->data, dense_bytes(t->dtype, &t->shape));
+        if (!call->in[i].data) call->in[i].data = to_device(be, t->data, tensor_bytes(be, t));
         if (host->out.data == t->data) call->out.data = call->in[i].data;
     }
     if (call->out.data == host->out.data)
-        call->out.data = to_device(be, NULL, dense_bytes(host->out.dtype, &host->out.shape));
+        call->out.data = to_device(be, NULL, tensor_bytes(be, &host->out));
 }
 
 static void drop(struct dpk_backend *be, struct dpk_call *call) {
@@ -193,7 +199,7 @@ static int wrapped_run(struct dpk_backend *be, const struct dpk_call *host, dpk_
         rc = device->run(device, &call, err);
         if (rc == DPK_OK)
             rc = device->download(device, host->out.data, call.out.data,
-                                  dense_bytes(call.out.dtype, &call.out.shape), err);
+                                  tensor_bytes(device, &call.out), err);
         drop(device, &call);
     }
     free(f.bytes);
@@ -203,6 +209,11 @@ static int wrapped_run(struct dpk_backend *be, const struct dpk_call *host, dpk_
 static bool wrapped_in_place(const struct dpk_backend *be, const struct dpk_call *call, int i) {
     const struct wrapped *w = (const struct wrapped *)be;
     return w->device->in_place(w->device, call, i);
+}
+
+static uint64_t wrapped_rows8_bytes(const struct dpk_backend *be, const struct dpk_call *call) {
+    const struct wrapped *w = (const struct wrapped *)be;
+    return w->device->rows8_bytes(w->device, call);
 }
 
 static size_t wrapped_scratch(const struct dpk_backend *be, const struct dpk_call *call) {
@@ -230,6 +241,7 @@ struct dpk_backend *support_cuda_open(int act_dtype) {
                                    .free = wrapped_free,
                                    .scratch_bytes = wrapped_scratch,
                                    .in_place = wrapped_in_place,
+                                   .rows8_bytes = wrapped_rows8_bytes,
                                    .run = wrapped_run};
     return &w->base;
 }

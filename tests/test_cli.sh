@@ -47,7 +47,14 @@ cmp -s "$tmp/a.png" "$tmp/c.png" && ok "the same run gives the same file" || bad
 works "$bin/diffpak" bench "$model" --program step --width 64 --height 64 --repeat 1 --json
 python3 -m json.tool "$tmp/out" >/dev/null && ok "bench --json is JSON" || bad "bench --json"
 works "$bin/diffpak" bench "$model" --program step --width 64 --height 64 --repeat 2 --threads 2 --profile --json --chrome-trace "$tmp/trace.json"
-python3 tests/check_bench.py "$tmp/out" "$tmp/trace.json" && ok "profile and timeline agree" || bad "profile, timeline"
+python3 tests/check_bench.py "$tmp/out" "$tmp/trace.json" 2 && ok "profile and timeline agree" || bad "profile, timeline"
+emulated=${bin%/bin}/lib/libdiffpak-cuda-emu.so
+if [ -f "$emulated" ]; then
+    export DPK_CUDA_PLUGIN="$emulated"
+    works "$bin/diffpak" bench "$model" --backend cuda --program step --width 32 --height 32 --repeat 2 --profile --json --chrome-trace "$tmp/trace.json"
+    python3 tests/check_bench.py "$tmp/out" "$tmp/trace.json" 0 && ok "profile and timeline of a device agree" || bad "profile, timeline of a device"
+    unset DPK_CUDA_PLUGIN
+fi
 works "$bin/diffpak" bench "$model" --width 64 --height 64 --repeat 1 --threads 1 --profile
 for line in text setup step decode "by operator" "by kernel" "slowest operators"; do
     grep -q "^ *$line" "$tmp/out" && ok "bench --profile: $line" || bad "bench --profile: no line $line"

@@ -1,5 +1,6 @@
 /* The CPU backend object: creation, memory, and the dispatch of calls to operators. */
 #include "ops_cpu.h"
+#include "peak.h"
 #include "rows8.h"
 
 #include "../../formats/fail.h"
@@ -116,6 +117,16 @@ static int cpu_run(struct dpk_backend *be, const struct dpk_call *call, dpk_erro
     return entry->run((struct dpk_cpu *)be, call, err);
 }
 
+static int cpu_peaks(struct dpk_backend *be, struct dpk_peaks *peaks, dpk_error *err) {
+    const struct dpk_cpu *cpu = (const struct dpk_cpu *)be;
+    const int n = dpk_pool_workers(cpu->pool);
+    (void)err;
+    *peaks = (struct dpk_peaks){.f32 = n * dpk_peak_measure(cpu->isa, DPK_F32, cpu->dot),
+                                .bf16 = n * dpk_peak_measure(cpu->isa, DPK_BF16, cpu->dot),
+                                .s8 = n * dpk_peak_measure(cpu->isa, DPK_S8, cpu->dot)};
+    return DPK_OK;
+}
+
 static void cpu_free(struct dpk_backend *be) {
     struct dpk_cpu *cpu = (struct dpk_cpu *)be;
     if (!cpu) return;
@@ -210,6 +221,7 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
         .scratch_bytes = cpu_scratch_bytes,
         .in_place = cpu_in_place,
         .rows8_bytes = DPK_HAS_int8 ? cpu_rows8_bytes : NULL,
+        .peaks = cpu_peaks,
         .rows_scratch = dpk_cpu_rows_scratch,
         .run_rows = dpk_cpu_run_rows,
         .run = cpu_run,

@@ -1,4 +1,4 @@
-/* Between plugin.cu, upload.cu, graph.cu and sampler.cu. Operators use cuda.h. */
+/* Between plugin.cu, upload.cu, graph.cu, timing.cu and sampler.cu. Operators use cuda.h. */
 #ifndef DPK_BACKEND_CUDA_H
 #define DPK_BACKEND_CUDA_H
 
@@ -23,6 +23,11 @@ void dpk_cuda_graph_forget(struct dpk_cuda *cuda);
 /* backend.h's run_list. */
 int dpk_cuda_graph_run(struct dpk_cuda *cuda, const struct dpk_call *calls, size_t n,
                        const struct dpk_loop *loop, dpk_error *err);
+
+/* ---- timing.cu: backend.h's run_timed and peaks -------------------------------------------- */
+int dpk_cuda_run_timed(struct dpk_cuda *cuda, const struct dpk_call *calls, size_t n,
+                       double *seconds, dpk_error *err);
+int dpk_cuda_peaks(struct dpk_cuda *cuda, struct dpk_peaks *peaks, dpk_error *err);
 
 /* ---- sampler.cu ---------------------------------------------------------------------------- */
 /* What struct dpk_loop does before the calls, and after them. */

@@ -128,8 +128,10 @@ static inline struct dpk_cuda_rows8 dpk_cuda_rows8_of(const struct dpk_tensor *t
 #include "kernels.def"
 #undef DPK_CUDA_OP
 
-/* norm.cu: can this layer_norm make its result as quantized rows? */
-bool dpk_cuda_makes_rows8(const struct dpk_call *call);
+/* Can this call make its result as quantized rows? No other operator can: a row of theirs is made by
+ * several blocks, and its scale is known when the last of them is done. */
+bool dpk_cuda_rows8_group_norm(const struct dpk_cuda *cuda, const struct dpk_call *call);
+bool dpk_cuda_rows8_layer_norm(const struct dpk_cuda *cuda, const struct dpk_call *call);
 
 /* tune.cu: which algorithm cuBLASLt takes for a shape. open may leave cuda->tune NULL. */
 void dpk_cuda_tune_open(struct dpk_cuda *cuda);

@@ -1,6 +1,6 @@
 /* W8A8 products: y = epilogue((q w^T) * scale_m * scale_n), q the rows of x quantized to int8.
  *
- * A linear's rows come quantized from the layer norm that made them (dpk_cuda_rows8_of), or are
+ * A linear's rows come quantized from the norm that made them (dpk_cuda_rows8_of), or are
  * quantized here once, by a warp each: the magnitude of the row, then its integers,
  * read again from L1. Two passes over x from memory at worst: 3 bytes of traffic an element, (2048,
  * 1280) in 1.8 us at 4.3 TB/s. The product is gemm.cuh's with int8 fragments (m16n8k32, sums exact
@@ -15,10 +15,6 @@
 #include "linear.h"
 
 static size_t align_up(size_t n) { return (n + 255) / 256 * 256; }
-
-static int rule_of(const struct dpk_linear *l) {
-    return l->call->wt[0].flags & DPK_TENSOR_TORCHAO ? DPK_RULE_TORCHAO : DPK_RULE_PLAIN;
-}
 
 /* ---- Rows of a linear ------------------------------------------------------------------------ */
 
@@ -144,7 +140,7 @@ static int run_conv(struct dpk_cuda *cuda, const struct dpk_linear *l, const str
     dpk_pixels_args a = l->pixels;
     a.chunks = l->c_pad / 16;
     a.scale = scale;
-    a.rule = rule_of(l);
+    a.rule = dpk_rule_of(l->call->wt[0].flags);
     DPK_CUDA_TRY(DPK_LAUNCH(pixel_magnitudes, dim3(dpk_cuda_blocks(pixels, 8)), dim3(256), 0,
                             cuda->stream, a.x, a.dtype, a.c, (long long)pixels, magnitudes),
                  "conv2d", err);
@@ -171,7 +167,7 @@ static int quantized_rows(struct dpk_cuda *cuda, const struct dpk_linear *l, con
     rows.dtype = l->x_dtype;
     rows.k = l->k, rows.k2 = l->k2, rows.pitch = l->c_pad;
     rows.rows = l->m;
-    rows.rule = rule_of(l);
+    rows.rule = dpk_rule_of(l->call->wt[0].flags);
     rows.q = (int8_t *)(scratch + p->data);
     rows.scale = (float *)(scratch + p->scales);
     DPK_CUDA_TRY(

@@ -2,7 +2,8 @@
  *
  *     D[m][n] = alpha A[m][k] B[n][k]^T (+ C[m][n]) (+ bias[n])       row-major, K contiguous
  *
- * A and B of `dtype`, C and D of out_dtype, sums in float32 (no TF32). cuBLASLt is column-major: it
+ * A and B of `dtype`, C and D of out_dtype, sums in float32 (no TF32), or int8 products in int32:
+ * those are plain ones, neither added nor scaled. cuBLASLt is column-major: it
  * is asked for D^T = B A^T, its "TN" form, without a transposition anywhere. */
 #ifndef DPK_LT_H
 #define DPK_LT_H
@@ -15,7 +16,7 @@ struct dpk_lt_product {
     int64_t lda, ldb, ldd;                /* elements between rows; C has D's */
     int64_t stride_a, stride_b, stride_d; /* elements between the products of a batch */
     int32_t batch;
-    int32_t dtype, out_dtype; /* DPK_BF16 or DPK_F32 */
+    int32_t dtype, out_dtype; /* DPK_BF16 or DPK_F32; DPK_S8, then DPK_I32 */
     int32_t b_columns;        /* B is [k][n] instead */
     int32_t add;              /* C is there; it may be D */
     int32_t bias;             /* float32, out_dtype too */

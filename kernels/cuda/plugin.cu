@@ -116,9 +116,12 @@ static bool cuda_in_place(const struct dpk_backend *, const struct dpk_call *cal
     return entry && i >= 0 && i < DPK_MAX_IN && (entry->in_place >> i & 1);
 }
 
-static uint64_t cuda_rows8_bytes(const struct dpk_backend *, const struct dpk_call *call) {
-    if (call->op->opcode != DPK_OP_layer_norm || !dpk_cuda_makes_rows8(call)) return 0;
-    return dpk_cuda_rows8_of(&call->out).n_bytes;
+static uint64_t cuda_rows8_bytes(const struct dpk_backend *be, const struct dpk_call *call) {
+    const uint32_t opcode = call->op->opcode;
+    bool made = false;
+    if (opcode == DPK_OP_group_norm) made = dpk_cuda_rows8_group_norm(cuda_of(be), call);
+    if (opcode == DPK_OP_layer_norm) made = dpk_cuda_rows8_layer_norm(cuda_of(be), call);
+    return made ? dpk_cuda_rows8_of(&call->out).n_bytes : 0;
 }
 
 int dpk_cuda_run(struct dpk_cuda *cuda, const struct dpk_call *call, dpk_error *err) {
@@ -145,6 +148,19 @@ static int cuda_run_list(struct dpk_backend *be, const struct dpk_call *calls, s
     struct dpk_cuda *cuda = cuda_of(be);
     DPK_CUDA_TRY(cudaSetDevice(cuda->device), "device", err);
     return dpk_cuda_graph_run(cuda, calls, n, loop, err);
+}
+
+static int cuda_run_timed(struct dpk_backend *be, const struct dpk_call *calls, size_t n,
+                          double *seconds, dpk_error *err) {
+    struct dpk_cuda *cuda = cuda_of(be);
+    DPK_CUDA_TRY(cudaSetDevice(cuda->device), "device", err);
+    return dpk_cuda_run_timed(cuda, calls, n, seconds, err);
+}
+
+static int cuda_peaks(struct dpk_backend *be, struct dpk_peaks *peaks, dpk_error *err) {
+    struct dpk_cuda *cuda = cuda_of(be);
+    DPK_CUDA_TRY(cudaSetDevice(cuda->device), "device", err);
+    return dpk_cuda_peaks(cuda, peaks, err);
 }
 
 static int cuda_normal(struct dpk_backend *be, const struct dpk_normal *normal, dpk_error *err) {
@@ -246,7 +262,9 @@ static int cuda_create(struct dpk_backend **be, int act_dtype, dpk_error *err) {
     cuda->base.in_place = cuda_in_place;
     cuda->base.rows8_bytes = cuda_rows8_bytes;
     cuda->base.run = cuda_run;
+    cuda->base.peaks = cuda_peaks;
     cuda->base.run_list = cuda_run_list;
+    cuda->base.run_timed = cuda_run_timed;
     cuda->base.copy = cuda_copy;
     cuda->base.normal = cuda_normal;
     cuda->base.mark = cuda_mark;

@@ -9,6 +9,9 @@
 #include <stdint.h>
 
 enum dpk_quantize_rule { DPK_RULE_PLAIN, DPK_RULE_TORCHAO };
+static inline int dpk_rule_of(uint32_t tensor_flags) {
+    return tensor_flags & DPK_TENSOR_TORCHAO ? DPK_RULE_TORCHAO : DPK_RULE_PLAIN;
+}
 
 /* The scale of a row whose largest magnitude is `top`. */
 __device__ __forceinline__ float dpk_row_scale(float top, int dtype, int rule) {
@@ -58,6 +61,62 @@ __device__ __forceinline__ void dpk_load_up_to_16(float v[16], const void *x, in
     for (int i = 0; i < 16; i++) v[i] = 0.0f;
     if (n > 0) dpk_load8(v, x, dtype, at, n < 8 ? n : 8);
     if (n > 8) dpk_load8(v + 8, x, dtype, at + 8, n < 16 ? n - 8 : 8);
+}
+
+/* ---- Rows that an operator keeps in registers and leaves as integers ------------------------- */
+
+enum { DPK_ROW_KEPT = 64 /* values of a row that a lane keeps */ };
+
+/* Can the lanes of a warp keep a row of c values of this type, in runs of 16 bytes? */
+static inline bool dpk_row_is_kept(int c, int dtype) {
+    return c % (dtype == DPK_F32 ? 4 : 8) == 0 && c <= 32 * DPK_ROW_KEPT;
+}
+
+/* Where a result goes that is quantized rows; q is NULL where it is none. */
+static inline struct dpk_cuda_rows8 dpk_cuda_made_rows8(const struct dpk_tensor *out) {
+    return out->rows8 ? dpk_cuda_rows8_of(out) : dpk_cuda_rows8();
+}
+
+/* W values rounded to T, by the scale of their row (r: its inverse), as W adjacent integers. */
+template <typename T, int W>
+__device__ __forceinline__ void dpk_put_integers(int8_t *to, const float *v, float scale, float r,
+                                                 int rule) {
+    dpk_vec<int8_t, W> out;
+#pragma unroll
+    for (int j = 0; j < W; j++)
+        out.v[j] = scale == scale
+                       ? (int8_t)dpk_quantize_one(dpk_float(dpk_round<T>(v[j])), scale, r, rule)
+                       : (int8_t)0;
+    *reinterpret_cast<dpk_vec<int8_t, W> *>(to) = out;
+}
+
+/* A row of c values that a warp's lanes keep, value (r * 32 + lane) * W + j at v[r][j], to integers
+ * and their scale: from numbers rounded to T. */
+template <typename T, int W>
+__device__ __forceinline__ void dpk_put_row8(const struct dpk_cuda_rows8 &rows, int rule,
+                                             int64_t row, int c, int lane, const float (*v)[W]) {
+    constexpr int RUNS = DPK_ROW_KEPT / W, DTYPE = sizeof(T) == 2 ? DPK_BF16 : DPK_F32;
+    int8_t *to = rows.q + row * rows.pitch;
+    unsigned top = 0;
+#pragma unroll
+    for (int r = 0; r < RUNS; r++) {
+        if ((r * 32 + lane) * W >= c) break;
+#pragma unroll
+        for (int j = 0; j < W; j++) {
+            const unsigned u = dpk_magnitude(dpk_float(dpk_round<T>(v[r][j])));
+            top = u > top ? u : top;
+        }
+    }
+    const float scale = dpk_row_scale(__uint_as_float(dpk_warp_magnitude(top)), DTYPE, rule);
+    const float inverse = __fdiv_rn(1.0f, scale);
+    if (lane == 0) rows.scale[row] = scale;
+#pragma unroll
+    for (int r = 0; r < RUNS; r++) {
+        const int at = (r * 32 + lane) * W;
+        if (at >= c) break;
+        dpk_put_integers<T, W>(to + at, v[r], scale, inverse, rule);
+    }
+    for (int at = c + lane; at < rows.pitch; at += 32) to[at] = 0;
 }
 
 /* The logical row of row r of a weight in the order of PANEL_GLU with F = glu_rows, -1: none; r

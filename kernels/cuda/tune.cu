@@ -216,7 +216,18 @@ void dpk_cuda_tune_close(struct dpk_cuda *cuda) {
 
 /* ---- Descriptions ---------------------------------------------------------------------------- */
 
-static cudaDataType lt_type(int dtype) { return dtype == DPK_F32 ? CUDA_R_32F : CUDA_R_16BF; }
+static cudaDataType lt_type(int dtype) {
+    switch (dtype) {
+    case DPK_F32:
+        return CUDA_R_32F;
+    case DPK_S8:
+        return CUDA_R_8I;
+    case DPK_I32:
+        return CUDA_R_32I;
+    default:
+        return CUDA_R_16BF;
+    }
+}
 
 static int make_layout(cublasLtMatrixLayout_t *layout, int dtype, int64_t rows, int64_t cols,
                        int64_t ld, int32_t batch, int64_t stride, dpk_error *err) {
@@ -241,7 +252,10 @@ static int describe(const struct dpk_cuda *cuda, const struct dpk_lt_product *q,
     cublasLtMatmulDescAttributes_t attr = CUBLASLT_MATMUL_DESC_TRANSA;
     *p = plan();
     p->key = *q;
-    LT_TRY(cublasLtMatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F), "a description");
+    const bool integers = q->dtype == DPK_S8;
+    LT_TRY(cublasLtMatmulDescCreate(&p->desc, integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F,
+                                    integers ? CUDA_R_32I : CUDA_R_32F),
+           "a description");
     LT_TRY(cublasLtMatmulDescSetAttribute(p->desc, attr, &ta, sizeof ta), "a description");
     attr = CUBLASLT_MATMUL_DESC_TRANSB;
     LT_TRY(cublasLtMatmulDescSetAttribute(p->desc, attr, &tb, sizeof tb), "a description");
@@ -292,10 +306,12 @@ static int candidates(const struct dpk_cuda *cuda, const plan *p, int n,
 
 static cublasStatus_t matmul(const struct dpk_cuda *cuda, const plan *p, const void *a,
                              const void *b, const void *c, void *d) {
-    float alpha = p->key.alpha, beta = p->key.add ? 1.0f : 0.0f;
-    return cublasLtMatmul(cuda->lt, p->desc, &alpha, b, p->a, a, p->b, &beta, p->key.add ? c : d,
-                          p->d, d, p->d, &p->algo, cuda->workspace, cuda->workspace_bytes,
-                          cuda->stream);
+    static const int32_t one = 1, zero = 0;
+    const float alpha = p->key.alpha, beta = p->key.add ? 1.0f : 0.0f;
+    const bool integers = p->key.dtype == DPK_S8;
+    return cublasLtMatmul(cuda->lt, p->desc, integers ? (const void *)&one : &alpha, b, p->a, a,
+                          p->b, integers ? (const void *)&zero : &beta, p->key.add ? c : d, p->d, d,
+                          p->d, &p->algo, cuda->workspace, cuda->workspace_bytes, cuda->stream);
 }
 
 /* ---- Measuring ------------------------------------------------------------------------------- */
@@ -308,7 +324,8 @@ struct bench {
 
 static size_t operand_bytes(int64_t rows, int64_t ld, int64_t stride, int32_t batch, int dtype) {
     int64_t n = batch > 1 && stride * (batch - 1) > 0 ? stride * (batch - 1) : 0;
-    return (size_t)((n + rows * ld) * (dtype == DPK_F32 ? 4 : 2) + 255) / 256 * 256;
+    const int64_t size = dtype == DPK_S8 ? 1 : dtype == DPK_BF16 ? 2 : 4;
+    return (size_t)((n + rows * ld) * size + 255) / 256 * 256;
 }
 
 static bool open_bench(const struct dpk_cuda *cuda, const struct dpk_lt_product *q, bench *t) {

@@ -131,14 +131,16 @@ cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p
 
 /* ---- Rules --------------------------------------------------------------------------------- */
 
-static uint64_t bytes_of(cudaDataType type) { return type == CUDA_R_32F ? 4 : 2; }
+static uint64_t bytes_of(cudaDataType type) {
+    return type == CUDA_R_16BF ? 2 : type == CUDA_R_8I ? 1 : 4;
+}
 
 static cublasStatus_t check_layout(const dpk_emu_lt_layout *l, uint64_t rows, uint64_t cols,
                                    int32_t batch) {
     if (!l || l->rows != rows || l->cols != cols || !rows || !cols || l->batch != batch)
         return CUBLAS_STATUS_INVALID_VALUE;
     if (l->ld < (int64_t)rows) return CUBLAS_STATUS_INVALID_VALUE;
-    if (l->type != CUDA_R_32F && l->type != CUDA_R_16BF) return CUBLAS_STATUS_NOT_SUPPORTED;
+    if (l->type == CUDA_R_16F) return CUBLAS_STATUS_NOT_SUPPORTED;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -153,8 +155,15 @@ static cublasStatus_t describe(cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t
     if (!s) s = check_layout(b, tb ? n : k, tb ? k : n, d->batch);
     if (!s) s = check_layout(c, m, n, d->batch);
     if (s) return s;
-    if (desc->compute != CUBLAS_COMPUTE_32F || desc->scale != CUDA_R_32F || a->type != b->type ||
-        c->type != d->type || (a->type == CUDA_R_32F && d->type != CUDA_R_32F))
+    const bool integers = a->type == CUDA_R_8I;
+    if (desc->compute != (integers ? CUBLAS_COMPUTE_32I : CUBLAS_COMPUTE_32F) ||
+        desc->scale != (integers ? CUDA_R_32I : CUDA_R_32F) || a->type != b->type ||
+        c->type != d->type || a->type == CUDA_R_32I || d->type == CUDA_R_8I ||
+        integers != (d->type == CUDA_R_32I) || (a->type == CUDA_R_32F && d->type != CUDA_R_32F))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    /* Regular integer products: the TN form, sizes and strides of four. */
+    if (integers && (!ta || tb || k % 4 || m % 4 || a->ld % 4 || b->ld % 4 || d->ld % 4 ||
+                     desc->epilogue != CUBLASLT_EPILOGUE_DEFAULT))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     /* The bias has D's type; another is refused. */
     if (desc->epilogue == CUBLASLT_EPILOGUE_BIAS && desc->typed_bias && desc->bias_type != d->type)
@@ -236,10 +245,12 @@ struct job {
 };
 
 static float get(const void *p, cudaDataType type, uint64_t i) {
+    if (type == CUDA_R_8I) return ((const int8_t *)p)[i];
     return type == CUDA_R_32F ? ((const float *)p)[i] : (float)((const __nv_bfloat16 *)p)[i];
 }
 static void put(void *p, cudaDataType type, uint64_t i, float v) {
     if (type == CUDA_R_32F) ((float *)p)[i] = v;
+    else if (type == CUDA_R_32I) ((int32_t *)p)[i] = (int32_t)v;
     else ((__nv_bfloat16 *)p)[i] = __nv_bfloat16(v);
 }
 
@@ -317,8 +328,14 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     j.a = a, j.b = b, j.c = c, j.d = d;
     j.workspace = (float *)workspace;
     j.workspace_bytes = algo->data[WORKSPACE];
-    memcpy(&j.alpha, alpha, sizeof j.alpha);
-    memcpy(&j.beta, beta, sizeof j.beta);
+    if (j.p.a.type == CUDA_R_8I) {
+        if (*(const int32_t *)alpha != 1 || *(const int32_t *)beta)
+            return CUBLAS_STATUS_NOT_SUPPORTED;
+        j.alpha = 1.0f, j.beta = 0.0f;
+    } else {
+        memcpy(&j.alpha, alpha, sizeof j.alpha);
+        memcpy(&j.beta, beta, sizeof j.beta);
+    }
     j.id = (int)algo->data[ID];
     dpk_emu_name("cublasLtMatmul");
     return dpk_emu_enqueue(stream, NULL, dim3(1), dim3(1), 0,

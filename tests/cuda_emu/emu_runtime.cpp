@@ -41,6 +41,7 @@ struct CUstream_st {
 struct CUevent_st {
     CUstream_st *stream; /* where it was recorded last; NULL: done */
     uint64_t waiting;    /* records that have not been reached */
+    bool timed, recorded;
 };
 struct CUgraph_st {
     std::vector<std::function<void()>> nodes;
@@ -420,9 +421,10 @@ cudaError_t cudaDeviceSynchronize(void) {
 
 /* ---- Events -------------------------------------------------------------------------------- */
 
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned) {
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) {
     LOCK;
     *e = new CUevent_st();
+    (*e)->timed = !(flags & cudaEventDisableTiming);
     return cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t e) {
@@ -438,6 +440,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t stream) {
     if (s->capturing) return cudaErrorStreamCaptureUnsupported;
     e->stream = s;
     e->waiting++;
+    e->recorded = true;
     s->queue.push_back(item{[] {}, e});
     return cudaSuccess;
 }
@@ -452,7 +455,12 @@ cudaError_t cudaEventQuery(cudaEvent_t e) {
     LOCK;
     return e->waiting ? cudaErrorNotReady : cudaSuccess;
 }
-cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t, cudaEvent_t) {
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t from, cudaEvent_t to) {
+    LOCK;
+    for (const CUevent_st *e : {from, to}) {
+        if (!e->timed || !e->recorded) return cudaErrorInvalidValue;
+        if (e->waiting) return cudaErrorNotReady;
+    }
     *ms = 1.0f; /* no clock: every algorithm is as fast as the next */
     return cudaSuccess;
 }

@@ -156,8 +156,15 @@ test: deps
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
 
+# In front of whole programs, by tests/test_faults_cli.sh.
+FAULTS := $(BUILD)/tests/fault_preload.so
+$(FAULTS): tests/fault_preload.c tests/fault_points.h
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) -std=gnu11 -D_GNU_SOURCE -O1 -g -fPIC -shared -Wall -Wextra -Werror $< -ldl -o $@
+
 # check: build and run the tests of one variant
-check: all emulated $(TEST_BIN) $(FUZZ_BIN)
+check: all emulated $(TEST_BIN) $(FUZZ_BIN) $(if $(TEST_SH),$(FAULTS))
 	@BUILD=$(BUILD) RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(addprefix ./,$(TEST_SH)) $(TEST_BIN) $(FUZZ_BIN)
 
 ## demo: install what is missing, build, convert models/shapes-xl and paint demo.png

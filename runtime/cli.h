@@ -45,7 +45,8 @@ struct dpk_cli_option {
 };
 
 /* Set options from the arguments and collect the others, exactly n_positional of them (named in
- * `names`, for messages). Prints one line if something is wrong. Returns CLI_GOOD or CLI_USAGE. */
+ * `names`, for messages). Returns CLI_GOOD, or prints one line and returns CLI_USAGE, or CLI_FAILED
+ * where there is no memory. */
 int dpk_cli_parse(int argc, char **argv, const struct dpk_cli_option *options, size_t n_options,
                   const char *const *names, const char **positional, size_t n_positional);
 /* As above, with a list of further positional arguments. */
@@ -53,7 +54,7 @@ int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *optio
                        size_t n_options, const char *const *names, const char **positional,
                        size_t n_positional, struct dpk_cli_list *rest);
 /* What one option does with its argument (NULL for a flag); append a text, borrowed, to a list.
- * Both print one line, beginning with `command`, and return CLI_USAGE if something is wrong. */
+ * Both return as dpk_cli_parse does, the line beginning with `command`. */
 int dpk_cli_set(const char *command, const struct dpk_cli_option *option, const char *value);
 int dpk_cli_append(const char *command, struct dpk_cli_list *list, const char *text);
 /* The model of a command that computes: guarded against a file that is cut short meanwhile. */

@@ -35,9 +35,10 @@ static int set_key(struct dpk_cli_line *line, const char *command, const char *k
     if (is_true || is_false || (!is_string && strchr("{[", value[0])))
         return dpk_cli_usage(command, "%s %.40s: want a text or a number", key, value);
     char *owned = strdup(value);
-    if (!owned || dpk_cli_append(command, &line->values, owned)) {
+    if (!owned) return dpk_cli_usage(command, "no memory for a line");
+    if (dpk_cli_append(command, &line->values, owned)) {
         free(owned);
-        return dpk_cli_usage(command, "no memory for a line");
+        return CLI_FAILED;
     }
     return dpk_cli_set(command, o, owned);
 }

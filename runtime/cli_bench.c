@@ -288,7 +288,8 @@ int dpk_cli_bench(int argc, char **argv) {
         {"--json", NULL, CLI_FLAG, &q.json},
     };
     dpk_error err;
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q.path, 1)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q.path, 1);
+    if (parsed) return parsed;
     q.options.threads = (int)threads;
     if (bench(&q, &err)) return dpk_cli_fail(&err);
     return dpk_cli_flush();

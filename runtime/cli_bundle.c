@@ -390,7 +390,8 @@ int dpk_cli_unbundle(int argc, char **argv) {
     dpk_error err = {0};
     const struct dpk_cli_option options[] = {{"--output", "-o", CLI_TEXT, &out},
                                              {"--quiet", "-q", CLI_FLAG, &quiet}};
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, &path, 1)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), names, &path, 1);
+    if (parsed) return parsed;
     if (!out) return dpk_cli_usage(argv[0], "-o FOLDER is missing");
     return unbundle(path, out, quiet, &err) ? dpk_cli_fail(&err) : CLI_GOOD;
 }

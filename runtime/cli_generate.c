@@ -141,7 +141,8 @@ static int read_arguments(int argc, char **argv, struct request *q) {
         {"--quiet", "-q", CLI_FLAG, &q->quiet},
     };
     dpk_cli_picture_options(&q->picture, options + 10);
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q->path, 1)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q->path, 1);
+    if (parsed) return parsed;
     q->options.threads = (int)threads;
     if (!q->out)
         return dpk_cli_usage(argv[0],

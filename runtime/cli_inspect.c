@@ -436,7 +436,8 @@ int dpk_cli_inspect(int argc, char **argv) {
         {"--memory-limit", NULL, CLI_BYTES, &q.limit}, {"--backend", NULL, CLI_TEXT, &q.backend},
     };
     dpk_error err;
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q.path, 1)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), names, &q.path, 1);
+    if (parsed) return parsed;
     if (inspect(&q, &err)) return dpk_cli_fail(&err);
     return dpk_cli_flush();
 }

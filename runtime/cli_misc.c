@@ -26,7 +26,8 @@ int dpk_cli_verify(int argc, char **argv) {
     dpk_model *model = NULL;
     struct dpk_cli_bar bar;
     int rc = 0, fd = -1;
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), model_name, &path, 1)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), model_name, &path, 1);
+    if (parsed) return parsed;
     bool bundle = DPK_HAS_archive && dpk_cli_is_bundle(path);
     if (DPK_HAS_archive && bundle) rc = dpk_cli_bundle_model(path, quiet, &fd, &err);
     snprintf(unpacked, sizeof unpacked, "/proc/self/fd/%d", fd);
@@ -76,7 +77,8 @@ int dpk_cli_tokens(int argc, char **argv) {
     const struct dpk_cli_option options[] = {{"--json", NULL, CLI_FLAG, &json}};
     dpk_error err;
     dpk_model *model = NULL;
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), names, args, 2)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), names, args, 2);
+    if (parsed) return parsed;
     int status = CLI_GOOD;
     if (dpk_model_open(&model, args[0], &err) || print_tokens(model, args[1], json, &err))
         status = dpk_cli_fail(&err);
@@ -122,7 +124,8 @@ int dpk_cli_schedule(int argc, char **argv) {
     dpk_error err;
     dpk_model *model = NULL;
     dpk_timetable *table = NULL;
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), model_name, &path, 1)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), model_name, &path, 1);
+    if (parsed) return parsed;
     int status = CLI_GOOD;
     if (dpk_model_open(&model, path, &err) ||
         dpk_model_timetable(model, scheduler, steps, &table, &err))
@@ -162,7 +165,8 @@ int dpk_cli_noise(int argc, char **argv) {
     uint64_t number;
     size_t dim[8], rank;
     int type = 0;
-    if (dpk_cli_parse(argc, argv, options, CLI_N(options), NULL, NULL, 0)) return CLI_USAGE;
+    const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), NULL, NULL, 0);
+    if (parsed) return parsed;
     if (!seed || !dpk_cli_u64(seed, &number))
         return dpk_cli_usage(argv[0], "--seed: want a whole number from 0");
     if (!shape || !(rank = dpk_cli_sizes(shape, dim, 8)))

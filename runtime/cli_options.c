@@ -32,7 +32,10 @@ size_t dpk_cli_sizes(const char *text, size_t *out, size_t max) {
 
 int dpk_cli_append(const char *command, struct dpk_cli_list *list, const char *value) {
     const char **grown = realloc(list->at, (list->n + 1) * sizeof *grown);
-    if (!grown) return dpk_cli_usage(command, "no memory for the arguments");
+    if (!grown) {
+        fprintf(stderr, "diffpak %s: no memory for the arguments\n", command);
+        return CLI_FAILED;
+    }
     list->at = grown;
     list->at[list->n++] = value;
     return CLI_GOOD;
@@ -117,13 +120,14 @@ int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *optio
                        size_t n_positional, struct dpk_cli_list *rest) {
     const char *command = argv[0];
     size_t n = 0;
+    int status;
     bool only_positional = false;
     for (int i = 1; i < argc; i++) {
         const char *arg = argv[i], *value;
         if (only_positional || arg[0] != '-' || !arg[1]) {
             if (n < n_positional) positional[n++] = arg;
             else if (!rest) return dpk_cli_usage(command, "one argument too many: %s", arg);
-            else if (dpk_cli_append(command, rest, arg)) return CLI_USAGE;
+            else if ((status = dpk_cli_append(command, rest, arg))) return status;
             continue;
         }
         if (!strcmp(arg, "--")) {
@@ -136,7 +140,7 @@ int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *optio
             if (i + 1 == argc) return dpk_cli_usage(command, "%s needs a value", arg);
             value = argv[++i];
         }
-        if (dpk_cli_set(command, o, value)) return CLI_USAGE;
+        if ((status = dpk_cli_set(command, o, value))) return status;
     }
     if (n < n_positional) return dpk_cli_usage(command, "%s is missing", names[n]);
     return CLI_GOOD;

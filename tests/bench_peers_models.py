@@ -64,14 +64,16 @@ def to_bf16(x):
 
 
 def write_weights(path, model, part, dtype):
-    """A safetensors file of drawn weights, written piece by piece; norms are one and zero."""
+    """A safetensors file of drawn weights, written piece by piece; norms are one and zero. A text
+    encoder's names are those of published files, which recent modules no longer have."""
     module = empty_module(model, part)
     tensors = {k: tuple(v.shape) for k, v in module.state_dict().items() if "position_ids" not in k}
     kind, size = MEMBERS[dtype]
     header, at = {}, 0
     for name, shape in tensors.items():
         n = int(np.prod(shape)) * size
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + n]}
+        bare = part == "text_encoder" and not name.startswith("text_model.")
+        header["text_model." * bare + name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + n]}
         at += n
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 64)

@@ -20,5 +20,5 @@ test-aarch64:
 	    test -e /usr/lib/aarch64-linux-gnu/pkgconfig/libarchive.pc || \
 	    { echo "test-aarch64: packages are missing; make deps-aarch64 installs them"; exit 1; }
 	@$(MAKE) --no-print-directory ARCH=aarch64 BUILD=$(BUILD)/aarch64 emulate \
-	    TESTS="$(if $(filter all,$(AARCH64_TESTS)),$(patsubst tests/%.c,%,$(TEST_SRC)),$(AARCH64_TESTS))"
+	    TESTS="$(if $(filter all,$(AARCH64_TESTS)),$(filter-out test_cuda,$(patsubst tests/%.c,%,$(TEST_SRC))),$(AARCH64_TESTS))"
 .PHONY: emulate deps-aarch64 test-aarch64

@@ -11,8 +11,10 @@ ok() { passed=$((passed + 1)); echo "ok: $1"; }
 bad() { failed=$((failed + 1)); echo "ERROR: $1"; }
 now() { date +%s%N; }
 
-convert() { "$bin/diffpak-convert" models/shapes-xl -q -o "$@"; }
-quantize() { "$bin/diffpak-quantize" "$tmp/bf16.dpk" -q --scheme int8-dynamic --filter all -o "$@"; }
+# $run: exec, for a subshell that becomes the program and can be killed as such
+run=
+convert() { $run "$bin/diffpak-convert" models/shapes-xl -q -o "$@"; }
+quantize() { $run "$bin/diffpak-quantize" "$tmp/bf16.dpk" -q --scheme int8-dynamic --filter all -o "$@"; }
 convert "$tmp/bf16.dpk" --dtype bf16 || bad "convert"
 convert "$tmp/f32.dpk" --dtype f32 || bad "convert to f32"
 begin=$(now); convert "$tmp/convert.want" || bad "convert"; convert_ns=$(($(now) - begin))
@@ -24,11 +26,10 @@ killed() {
     for i in $(seq 0 $rounds); do
         dir=$tmp/$what; rm -rf "$dir"; mkdir "$dir"
         [ $((i % 2)) -eq 0 ] && echo "the old file" >"$dir/out.dpk"
-        $what "$dir/out.dpk" 2>/dev/null &
+        (run=exec; $what "$dir/out.dpk" 2>/dev/null) &
         pid=$!
         sleep "$(awk "BEGIN { print $took * $i / $rounds * 1.1 / 1e9 }")"
-        # the shell function runs in a subshell: its program goes with it
-        pkill -9 -P $pid 2>/dev/null; kill -9 $pid 2>/dev/null; wait $pid 2>/dev/null
+        kill -9 $pid 2>/dev/null; wait $pid 2>/dev/null
         if [ ! -e "$dir/out.dpk" ]; then none=$((none + 1)); [ $((i % 2)) -eq 0 ] && wrong=$((wrong + 1))
         elif cmp -s "$dir/out.dpk" "$tmp/$what.want"; then whole=$((whole + 1))
         elif [ "$(head -c 100 "$dir/out.dpk")" = "the old file" ]; then old=$((old + 1))

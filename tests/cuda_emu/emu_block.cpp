@@ -39,12 +39,17 @@ struct thread {
     dpk_emu_thread self;
     dpk_fiber fiber;
     enum state state;
-    unsigned mask;  /* of the meeting it waits at */
     unsigned phase; /* meetings so far: which half of the slots */
+};
+
+struct meeting {
+    unsigned mask, here; /* lanes that are to come, that have come */
 };
 
 struct warp {
     unsigned done; /* lanes that have returned */
+    unsigned n_meetings;
+    struct meeting meetings[32]; /* a lane waits at one */
     alignas(16) unsigned char slots[2][32 * DPK_EMU_SLOT];
 };
 
@@ -168,16 +173,19 @@ unsigned char *dpk_emu_warp_meet(unsigned mask, const void *mine, size_t n_bytes
     mask &= lanes; /* a warp may be cut short by the size of the block */
     if (mask & warps[w].done)
         dpk_emu_die("lanes %08x meet, of which %08x have returned", mask, mask & warps[w].done);
-    for (unsigned l = 0; l < 32; l++)
-        if ((mask >> l & 1) && threads[w * 32 + l].state == AT_WARP &&
-            threads[w * 32 + l].mask == mask)
-            here |= 1u << l;
-    if (here != mask) {
+    struct meeting *m = warps[w].meetings, *end = m + warps[w].n_meetings;
+    while (m < end && m->mask != mask) m++;
+    if (m == end) {
+        *m = {mask, 0};
+        warps[w].n_meetings++;
+    }
+    m->here |= here;
+    if (m->here != mask) {
         t->state = AT_WARP;
-        t->mask = mask;
         wait_here();
         return slots;
     }
+    *m = warps[w].meetings[--warps[w].n_meetings];
     if (combine) combine(slots, mask, arg);
     for (unsigned l = 0; l < 32; l++)
         if ((mask >> l & 1) && l != lane) threads[w * 32 + l].state = READY;
@@ -243,7 +251,7 @@ static void run_block(uint3 block, const std::vector<unsigned> &order) {
     n_waiting = 0;
     barrier_sum = 0;
     clear_shared();
-    for (unsigned w = 0; w < (n_threads + 31) / 32; w++) warps[w].done = 0;
+    for (unsigned w = 0; w < (n_threads + 31) / 32; w++) warps[w].done = warps[w].n_meetings = 0;
     for (unsigned i = 0; i < n_threads; i++) start_thread(i, block);
     /* Some warps (a bit each) get on only when the others cannot: work that needs a barrier between
      * warps and has none meets one that is far behind. */

@@ -82,7 +82,7 @@ include runtime/package/package.mk
 all: $(BIN)/diffpak $(BIN)/diffpak-convert $(if $(wildcard quantize/cli.c),$(BIN)/diffpak-quantize) $(LIB)/libdiffpak.a $(LIB)/libdiffpak.so
 
 # Where tests under sanitizers spend their time.
-$(addprefix $(BUILD)/obj/kernels/cpu/,tile_ref.o op_conv2d.o gemm.o): override OPT := $(OPT:-O1=-O2)
+$(addprefix $(BUILD)/obj/kernels/cpu/,tile_ref.o tile_s16_ref.o tile_s8_ref.o op_conv2d.o gemm.o): override OPT := $(OPT:-O1=-O2)
 $(BUILD)/obj/kernels/cpu/isa/%.o: CPPFLAGS += -Ikernels/cpu
 $(BUILD)/obj/kernels/cpu/kernels.o: CPPFLAGS += '-DDPK_LEVELS=$(foreach l,$(LEVELS),DPK_BUILT($(l)))'
 define isa_rule

@@ -34,6 +34,7 @@ fuzz-run: $(addprefix $(BUILD)/tests/fuzz_,$(FUZZ))
 	    mkdir -p $(BUILD)/corpus/$$n tests/corpus/$$n; echo "fuzz_$$n, $(TIME) s"; \
 	    ASAN_OPTIONS=allocator_may_return_null=1 $(BUILD)/tests/fuzz_$$n -max_total_time=$(TIME) -timeout=25 \
 	        -rss_limit_mb=3000 -max_len=65536 -print_final_stats=1 -verbosity=0 -artifact_prefix=$(BUILD)/$$n- \
+	        $$([ ! -e tests/corpus/$$n.dict ] || echo -dict=tests/corpus/$$n.dict) \
 	        $(BUILD)/corpus/$$n tests/corpus/$$n || exit 1; \
 	done
 .PHONY: fuzz fuzz-run

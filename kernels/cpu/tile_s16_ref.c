@@ -8,9 +8,10 @@ void dpk_tile_s16_ref(const struct dpk_tile_s16 *t) {
     for (int32_t k = 0; k < t->k; k += 2, b += 32) {
         for (int r = 0; r < t->rows; r++) {
             const int16_t *a = t->a + (size_t)r * t->a_stride + k;
+            const int32_t a0 = a[0], a1 = a[1];
             for (int j = 0; j < 16; j++) {
-                acc[r][j] += (uint32_t)(a[0] * b[2 * j]);
-                acc[r][j] += (uint32_t)(a[1] * b[2 * j + 1]);
+                acc[r][j] += (uint32_t)(a0 * b[2 * j]);
+                acc[r][j] += (uint32_t)(a1 * b[2 * j + 1]);
             }
         }
     }

@@ -17,6 +17,7 @@ enum {
     DPK_WEIGHTS_ALIGN = 4096, /* of the weights section */
     DPK_MAX_NAME = 511        /* bytes of a name: of anything but a metadata value and a source */
 };
+enum { DPK_MAX_BOUNDARY = 4096 };         /* inputs, and outputs, of a program */
 #define DPK_MAX_FRONT ((uint64_t)1 << 30) /* bytes before the weights section */
 
 /* Sections, in file order, each present exactly once, the padding between them zero. */

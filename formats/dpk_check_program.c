@@ -59,10 +59,12 @@ static int check_values(const struct case_program *k) {
         DPK_TRY(check_value(k, v));
         if (p->values[v].name) names[n_names++] = dpk_file_string(c->f, p->values[v].name);
     }
-    if (p->n_outputs == 0 || n_names - p->n_inputs != p->n_outputs)
-        DPK_FAIL(c->err, DPK_EFORMAT,
-                 "%s: program %.50s: %u values are marked as outputs, its entry says %u", c->path,
-                 p->name, n_names - p->n_inputs, p->n_outputs);
+    if (p->n_outputs == 0 || p->n_outputs > DPK_MAX_BOUNDARY ||
+        n_names - p->n_inputs != p->n_outputs)
+        DPK_FAIL(
+            c->err, DPK_EFORMAT,
+            "%s: program %.50s: %u values are marked as outputs, its entry says %u of at most %d",
+            c->path, p->name, n_names - p->n_inputs, p->n_outputs, DPK_MAX_BOUNDARY);
     rc = dpk_check_unique(c, names, n_names, "inputs or outputs of one program");
 done:
     free(names);
@@ -93,7 +95,7 @@ static bool type_fits(int rule, uint8_t type) {
 
 /* "program step: operator 12 (linear unet.x.to_q)" in front of every message. */
 struct place {
-    char s[256];
+    char s[384];
 };
 static struct place op_place(const struct case_program *k, uint32_t i) {
     const struct dpk_op *op = &k->p->ops[i];
@@ -220,9 +222,10 @@ static int check_entry(const struct dpk_check *c, uint32_t i, uint64_t *end,
     int rc = DPK_OK;
     DPK_TRY(dpk_check_name(c, e->name, "program", i));
     p->name = dpk_file_string(c->f, e->name);
-    if (e->n_inputs == 0 || e->n_ops == 0)
-        DPK_FAIL(c->err, DPK_EFORMAT, "%s: program %.50s: %u inputs and %u operators, want some",
-                 c->path, p->name, e->n_inputs, e->n_ops);
+    if (e->n_inputs == 0 || e->n_inputs > DPK_MAX_BOUNDARY || e->n_ops == 0)
+        DPK_FAIL(c->err, DPK_EFORMAT,
+                 "%s: program %.50s: %u inputs and %u operators, want some, at most %d inputs",
+                 c->path, p->name, e->n_inputs, e->n_ops, DPK_MAX_BOUNDARY);
     if (e->bytes != bytes)
         DPK_FAIL(c->err, DPK_EFORMAT, "%s: program %.50s: %" PRIu64 " bytes, want %" PRIu64,
                  c->path, p->name, e->bytes, bytes);

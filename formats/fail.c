@@ -17,8 +17,10 @@ static void clean(char *text, size_t cap) {
             text[i] = 0;
             return;
         }
-        if (length == 0 || c < 0x20 || c == 0x7f) text[i] = '?';
-        i += length ? length : 1;
+        const size_t used = length ? length : 1;
+        if (!length || dpk_utf8_is_control((const unsigned char *)text + i, length))
+            memset(text + i, '?', used);
+        i += used;
     }
 }
 

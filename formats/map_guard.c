@@ -11,8 +11,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* A free slot has n_bytes 0. Written under the lock; read by the handler at any time, which sees
- * begin before n_bytes. */
+/* A free slot has n_bytes 0. Written under the lock, n_bytes last; the handler reads at any time, and
+ * begin on both sides of n_bytes. */
 struct dpk_guard {
     atomic_uintptr_t begin;
     atomic_size_t n_bytes;
@@ -40,8 +40,12 @@ static void on_bus_error(int number, siginfo_t *info, void *context) {
     const int saved = errno;
     const uintptr_t at = (uintptr_t)info->si_addr;
     for (int i = 0; i < MAX_GUARDS; i++) {
-        const size_t n = atomic_load(&guards[i].n_bytes);
-        const uintptr_t begin = atomic_load(&guards[i].begin);
+        uintptr_t begin;
+        size_t n;
+        do {
+            begin = atomic_load(&guards[i].begin);
+            n = atomic_load(&guards[i].n_bytes);
+        } while (begin != atomic_load(&guards[i].begin));
         if (at - begin >= n) continue;
         void *map = mmap((void *)(at / page * page), page, PROT_READ,
                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);

@@ -22,6 +22,14 @@ static inline size_t dpk_utf8_length(const unsigned char *s, size_t n) {
     return length;
 }
 
+/* Does the sequence of this length move the cursor or begin a line: a control character (C0, DEL, C1) or a
+ * separator of lines or paragraphs? */
+static inline int dpk_utf8_is_control(const unsigned char *s, size_t length) {
+    if (length == 1) return s[0] < 0x20 || s[0] == 0x7f;
+    if (length == 2) return s[0] == 0xc2 && s[1] < 0xa0;
+    return length == 3 && s[0] == 0xe2 && s[1] == 0x80 && (s[2] == 0xa8 || s[2] == 0xa9);
+}
+
 /* Offset of the first byte that is not part of well-formed UTF-8; n if all is. */
 static inline size_t dpk_utf8_check(const char *s, size_t n) {
     size_t at = 0;

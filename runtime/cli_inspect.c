@@ -3,6 +3,7 @@
 #include "cli_plan.h"
 
 #include "../formats/fail.h"
+#include "../formats/utf8.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -16,56 +17,90 @@ struct request {
 
 /* ---- Sizes -------------------------------------------------------------------------------- */
 
-/* Scales and sums of quantized tensors are not parameters of the model. */
-static double count_parameters(const struct dpk_file *f, const char *component, size_t length,
-                               double *bytes, uint32_t *n_tensors) {
-    double n = 0;
-    bool *extra = calloc(f->n_tensors + 1, sizeof *extra);
-    *bytes = 0;
-    *n_tensors = 0;
-    for (uint32_t i = 0; extra && i < f->n_tensors; i++) {
-        if (f->tensors[i].scale != DPK_NONE) extra[f->tensors[i].scale] = true;
-        if (f->tensors[i].colsum != DPK_NONE) extra[f->tensors[i].colsum] = true;
-    }
-    for (uint32_t i = 0; i < f->n_tensors; i++) {
-        const char *name = dpk_file_string(f, f->tensors[i].name);
-        if (component && (strcspn(name, ".") != length || strncmp(name, component, length)))
-            continue;
-        struct dpk_shape shape = dpk_tensor_shape(&f->tensors[i]);
-        if (!extra || !extra[i]) n += (double)dpk_shape_count(&shape);
-        *bytes += (double)f->tensors[i].bytes;
-        ++*n_tensors;
-    }
-    free(extra);
-    return n;
+/* Tensors of a component: their names up to the first dot. */
+struct component {
+    const char *name;
+    size_t length;
+    uint32_t first, n_tensors;
+    double n, bytes; /* parameters */
+};
+
+static int by_name(const void *a, const void *b) {
+    const struct component *x = a, *y = b;
+    const int order = memcmp(x->name, y->name, x->length < y->length ? x->length : y->length);
+    if (order) return order;
+    if (x->length != y->length) return x->length < y->length ? -1 : 1;
+    return x->first < y->first ? -1 : 1;
 }
 
-/* A tensor whose component (the name up to the first dot) no earlier tensor has. */
-static bool begins_component(const struct dpk_file *f, uint32_t index, size_t *length) {
-    const char *name = dpk_file_string(f, f->tensors[index].name);
-    *length = strcspn(name, ".");
-    for (uint32_t i = 0; i < index; i++) {
-        const char *other = dpk_file_string(f, f->tensors[i].name);
-        if (strcspn(other, ".") == *length && !strncmp(other, name, *length)) return false;
+static int by_first(const void *a, const void *b) {
+    const struct component *x = a, *y = b;
+    return x->first < y->first ? -1 : 1;
+}
+
+/* Scales and sums of quantized tensors are not parameters of the model. */
+static void leave_out_extras(const struct dpk_file *f, struct component *each) {
+    for (uint32_t i = 0; i < f->n_tensors; i++) {
+        if (f->tensors[i].scale != DPK_NONE) each[f->tensors[i].scale].n = 0;
+        if (f->tensors[i].colsum != DPK_NONE) each[f->tensors[i].colsum].n = 0;
     }
-    return true;
+}
+
+/* The components in the order of their first tensors, and behind them their sum; NULL without
+ * memory. The caller frees. */
+static struct component *count_components(const struct dpk_file *f, uint32_t *n_components) {
+    struct component *c = calloc((size_t)f->n_tensors + 1, sizeof *c), all = {0};
+    uint32_t n = 0;
+    if (!c) return NULL;
+    for (uint32_t i = 0; i < f->n_tensors; i++) {
+        const struct dpk_shape shape = dpk_tensor_shape(&f->tensors[i]);
+        const char *name = dpk_file_string(f, f->tensors[i].name);
+        c[i] = (struct component){.name = name,
+                                  .length = strcspn(name, "."),
+                                  .first = i,
+                                  .n_tensors = 1,
+                                  .n = (double)dpk_shape_count(&shape),
+                                  .bytes = (double)f->tensors[i].bytes};
+    }
+    leave_out_extras(f, c);
+    qsort(c, f->n_tensors, sizeof *c, by_name);
+    for (uint32_t i = 0; i < f->n_tensors; i++) {
+        const struct component one = c[i];
+        const bool more =
+            n && c[n - 1].length == one.length && !memcmp(c[n - 1].name, one.name, one.length);
+        if (!more) c[n++] = (struct component){one.name, one.length, one.first, 0, 0, 0};
+        c[n - 1].n_tensors++, all.n_tensors++;
+        c[n - 1].n += one.n, all.n += one.n;
+        c[n - 1].bytes += one.bytes, all.bytes += one.bytes;
+    }
+    qsort(c, n, sizeof *c, by_first);
+    c[n] = all;
+    *n_components = n;
+    return c;
 }
 
 /* ---- For people --------------------------------------------------------------------------- */
 
 static void print_sizes(const struct dpk_file *f) {
-    double bytes, n;
-    uint32_t n_tensors;
-    size_t length;
+    uint32_t n = 0;
+    struct component *c = count_components(f, &n);
     printf("\n%-28s %16s %14s %8s\n", "component", "parameters", "MB", "tensors");
-    for (uint32_t i = 0; i < f->n_tensors; i++) {
-        if (!begins_component(f, i, &length)) continue;
-        const char *name = dpk_file_string(f, f->tensors[i].name);
-        n = count_parameters(f, name, length, &bytes, &n_tensors);
-        printf("%-28.*s %16.0f %14.3f %8u\n", (int)length, name, n, bytes / 1e6, n_tensors);
+    for (uint32_t i = 0; c && i < n; i++)
+        printf("%-28.*s %16.0f %14.3f %8u\n", (int)c[i].length, c[i].name, c[i].n, c[i].bytes / 1e6,
+               c[i].n_tensors);
+    if (c) printf("%-28s %16.0f %14.3f %8u\n", "all", c[n].n, c[n].bytes / 1e6, c[n].n_tensors);
+    free(c);
+}
+
+/* A text of the file: on a terminal it must not act. */
+static void print_text(const char *text) {
+    for (size_t left = strlen(text), n; left > 0; text += n, left -= n) {
+        const unsigned char *c = (const unsigned char *)text;
+        n = dpk_utf8_length(c, left);
+        if (n && !dpk_utf8_is_control(c, n)) printf("%.*s", (int)n, text);
+        else putchar('?');
+        n = n ? n : 1;
     }
-    n = count_parameters(f, NULL, 0, &bytes, &n_tensors);
-    printf("%-28s %16.0f %14.3f %8u\n", "all", n, bytes / 1e6, n_tensors);
 }
 
 static void print_programs(const struct dpk_file *f) {
@@ -191,7 +226,7 @@ static void print_all(const struct request *q, const dpk_model *model,
     printf("%s: %.3f MB, version %d, sum %016llx\n\n", q->path, (double)f->file_bytes / 1e6,
            DPK_VERSION, (unsigned long long)dpk_model_sum(model));
     for (size_t i = 0; (key = dpk_model_meta_at(model, i, &value)); i++)
-        printf("%-40s %s\n", key, value);
+        printf("%-40s ", key), print_text(value), putchar('\n');
     for (size_t i = 0; i < dpk_model_n_tokenizers(model); i++)
         printf("%-40s %zu ids\n", dpk_model_tokenizer_name(model, i), dpk_model_n_ids(model, i));
     print_sizes(f);
@@ -244,27 +279,24 @@ static void json_programs(struct dpk_cli_json *j, const struct dpk_file *f) {
 }
 
 static void json_sizes(struct dpk_cli_json *j, const struct dpk_file *f) {
-    double bytes, n;
-    uint32_t n_tensors;
-    size_t length;
-    n = count_parameters(f, NULL, 0, &bytes, &n_tensors);
-    dpk_cli_json_number(j, "parameters", n);
-    dpk_cli_json_number(j, "weight_bytes", bytes);
+    uint32_t n = 0;
+    struct component *c = count_components(f, &n);
+    if (!c) return;
+    dpk_cli_json_number(j, "parameters", c[n].n);
+    dpk_cli_json_number(j, "weight_bytes", c[n].bytes);
     dpk_cli_json_open(j, "components", '[');
-    for (uint32_t i = 0; i < f->n_tensors; i++) {
-        if (!begins_component(f, i, &length)) continue;
-        const char *name = dpk_file_string(f, f->tensors[i].name);
-        char part[64];
-        snprintf(part, sizeof part, "%.*s", (int)(length < 63 ? length : 63), name);
-        n = count_parameters(f, name, length, &bytes, &n_tensors);
+    for (uint32_t i = 0; i < n; i++) {
+        char *name = strndup(c[i].name, c[i].length);
         dpk_cli_json_open(j, NULL, '{');
-        dpk_cli_json_text(j, "name", part);
-        dpk_cli_json_number(j, "parameters", n);
-        dpk_cli_json_number(j, "bytes", bytes);
-        dpk_cli_json_number(j, "tensors", n_tensors);
+        dpk_cli_json_text(j, "name", name ? name : "");
+        dpk_cli_json_number(j, "parameters", c[i].n);
+        dpk_cli_json_number(j, "bytes", c[i].bytes);
+        dpk_cli_json_number(j, "tensors", c[i].n_tensors);
         dpk_cli_json_close(j, '}');
+        free(name);
     }
     dpk_cli_json_close(j, ']');
+    free(c);
 }
 
 static void json_tensors(struct dpk_cli_json *j, const struct dpk_file *f) {

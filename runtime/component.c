@@ -104,13 +104,14 @@ static int make_outputs(const struct run *r, int32_t batch, dpk_arrays **out, dp
         if (!(p->values[v].flags & DPK_VALUE_OUTPUT)) continue;
         const struct dpk_plan_value *value = &s->values[v];
         const char *name = dpk_file_string(r->plan.file, p->values[v].name);
-        if (value->dtype != DPK_F32 && value->dtype != DPK_I32)
-            DPK_FAIL(err, DPK_EFORMAT, "%s: output %s is %s, want f32", p->name, name,
-                     dpk_dtype_name(value->dtype));
+        if (p->values[v].type != DPK_VALUE_F32)
+            DPK_FAIL(err, DPK_EFORMAT, "%s: output %s is act, want f32", p->name, name);
         dpk_array *a = &made->at[n];
         *a = (dpk_array){.name = name, .type = value->dtype, .rank = value->shape.rank};
         memcpy(a->dim, value->shape.dim, sizeof a->dim);
-        a->dim[0] *= batch;
+        if (__builtin_mul_overflow(a->dim[0], batch, &a->dim[0]))
+            DPK_FAIL(err, DPK_EARG, "%s: output %s has too many rows for %d of it", p->name, name,
+                     batch);
         a->data = malloc(value->bytes * (size_t)batch);
         made->n = ++n;
         if (!a->data) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for output %s", p->name, name);

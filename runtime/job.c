@@ -77,9 +77,8 @@ int dpk_job_output(struct dpk_job *job, uint32_t stage, const char *name,
     if (*value == DPK_NONE)
         DPK_FAIL(err, DPK_EFORMAT, "%s: the program has no output %s", s->program->name, name);
     const struct dpk_plan_value *v = &s->values[*value];
-    if (v->dtype != DPK_F32)
-        DPK_FAIL(err, DPK_EFORMAT, "%s: output %s is %s, want f32", s->program->name, name,
-                 dpk_dtype_name(v->dtype));
+    if (s->program->values[*value].type != DPK_VALUE_F32)
+        DPK_FAIL(err, DPK_EFORMAT, "%s: output %s is act, want f32", s->program->name, name);
     bool fits = v->shape.rank == want->rank;
     for (int i = 0; fits && i < want->rank; i++)
         fits = !want->dim[i] || v->shape.dim[i] == want->dim[i];
@@ -141,14 +140,19 @@ void *dpk_job_cut(struct dpk_job *job, uint64_t bytes) {
     return p;
 }
 
+/* Does the stage take it from the host? */
+static bool takes(const struct dpk_plan *plan, uint32_t stage, const char *name) {
+    const struct dpk_plan_stage *s = &plan->stages[stage];
+    const uint32_t v = dpk_plan_find_input(s, plan->file, name);
+    return v != DPK_NONE && !s->values[v].from_stage;
+}
+
 void *dpk_job_cut_input(struct dpk_job *job, uint32_t stage_a, uint32_t stage_b,
                         struct dpk_plan_input *inputs, size_t n, const char *name) {
     const struct dpk_plan *plan = &job->plan;
     for (size_t i = 0; i < n; i++) {
         if (strcmp(inputs[i].name, name)) continue;
-        if (dpk_plan_find_input(&plan->stages[stage_a], plan->file, name) == DPK_NONE &&
-            dpk_plan_find_input(&plan->stages[stage_b], plan->file, name) == DPK_NONE)
-            return NULL;
+        if (!takes(plan, stage_a, name) && !takes(plan, stage_b, name)) return NULL;
         void *p = dpk_job_cut(job, (uint64_t)dpk_shape_count(&inputs[i].shape) * 4);
         inputs[i].data = p;
         return p;
@@ -220,8 +224,8 @@ int dpk_job_begin(struct dpk_job *job, dpk_error *err) {
     char what[64];
     snprintf(what, sizeof what, "%u image%s of %ux%u", job->n_images, job->n_images > 1 ? "s" : "",
              p->width, p->height);
-    DPK_TRY(dpk_session_take(job->session, &job->plan, job->host_bytes + job->loop_bytes, what,
-                             err));
+    DPK_TRY(
+        dpk_session_take(job->session, &job->plan, job->host_bytes + job->loop_bytes, what, err));
     job->host = aligned_alloc(DPK_ALIGN, job->host_bytes);
     if (!job->host)
         DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for host buffers of %llu bytes", what,

@@ -27,6 +27,7 @@ int dpk_model_open_with(dpk_model **model, const char *path, const dpk_model_opt
     int rc = DPK_OK;
     dpk_model_options o = dpk_model_options_default();
     struct dpk_model *m = NULL;
+    dpk_error why;
     *model = NULL;
     if (options) {
         if (options->struct_size < sizeof(size_t) || options->struct_size > sizeof o)
@@ -48,8 +49,10 @@ int dpk_model_open_with(dpk_model **model, const char *path, const dpk_model_opt
     for (uint32_t i = 0; i < m->file.n_tokenizers; i++) {
         size_t n_bytes;
         const void *blob = dpk_file_blob(&m->file, i, &n_bytes);
-        DPK_TRY(
-            dpk_tokenizer_open(&m->tokenizers[i], m->file.tokenizers[i].kind, blob, n_bytes, err));
+        rc = dpk_tokenizer_open(&m->tokenizers[i], m->file.tokenizers[i].kind, blob, n_bytes, &why);
+        if (rc)
+            DPK_FAIL(err, rc, "%.200s: %.60s: %s", path,
+                     dpk_file_string(&m->file, m->file.tokenizers[i].name), why.msg);
         m->n_tokenizers++;
     }
     *model = m;

@@ -15,20 +15,20 @@ static uint32_t word_length(const struct dpk_tok_words *w, uint32_t i) {
     return w->offset[i + 1] - w->offset[i];
 }
 
+static int compare_words(const struct dpk_tok_words *a, uint32_t i, const struct dpk_tok_words *b,
+                         uint32_t k) {
+    const uint32_t n = word_length(a, i), m = word_length(b, k);
+    const int order = memcmp(a->text + a->offset[i], b->text + b->offset[k], n < m ? n : m);
+    return order ? order : n < m ? -1 : n > m;
+}
+
 static int check_word(const struct dpk_tok_words *w, uint32_t i, const char *what, dpk_error *err) {
     const char *s = (const char *)w->text + w->offset[i];
     const uint32_t n = word_length(w, i);
-    int order = -1;
     if (n == 0) return dpk_error_set(err, DPK_EFORMAT, "tokenizer: %s %u is empty", what, i);
     if (dpk_utf8_check(s, n) != n)
         return dpk_error_set(err, DPK_EFORMAT, "tokenizer: %s %u is not UTF-8", what, i);
-    if (i > 0) {
-        const char *before = (const char *)w->text + w->offset[i - 1];
-        const uint32_t m = word_length(w, i - 1);
-        order = memcmp(before, s, m < n ? m : n);
-        if (order == 0) order = m < n ? -1 : 1;
-    }
-    if (order >= 0)
+    if (i > 0 && compare_words(w, i - 1, w, i) >= 0)
         return dpk_error_set(err, DPK_EFORMAT, "tokenizer: %s %u out of order", what, i);
     return DPK_OK;
 }
@@ -91,6 +91,19 @@ uint32_t dpk_tok_match(const struct dpk_tok_words *w, const char *text, size_t n
         hi = a;
     }
     return best;
+}
+
+/* Of two lists in order, none is in both. */
+static int check_apart(const struct dpk_tok_words *a, const struct dpk_tok_words *b,
+                       const char *what, dpk_error *err) {
+    for (uint32_t i = 0, k = 0; i < a->n && k < b->n;) {
+        const int order = compare_words(a, i, b, k);
+        if (order == 0)
+            return dpk_error_set(err, DPK_EFORMAT, "tokenizer: %s %u comes twice", what, i);
+        if (order < 0) i++;
+        else k++;
+    }
+    return DPK_OK;
 }
 
 /* ---- Opening
@@ -181,6 +194,7 @@ static int open_specials(struct dpk_tokenizer *t, const uint8_t *records, const 
                        err));
     DPK_TRY(open_words(&t->special[1], records + 8 * (size_t)n_raw, t->h.n_specials - n_raw, text,
                        t->h.text_bytes, at, "normalised special token", err));
+    rc = check_apart(&t->special[0], &t->special[1], "special token", err);
 done:
     return rc;
 }

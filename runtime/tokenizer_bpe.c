@@ -8,12 +8,23 @@
 #include "tokenizer_impl.h"
 
 #include "../formats/fail.h"
+#define XXH_INLINE_ALL
+#include "../formats/xxhash.h"
 
 #include <stdlib.h>
+#include <time.h>
 
-static uint32_t hash_pair(uint32_t left, uint32_t right) {
-    uint64_t h = ((uint64_t)left << 32 | right) * UINT64_C(0x9e3779b97f4a7c15);
-    return (uint32_t)(h >> 32) ^ (uint32_t)h >> 15;
+/* Where pairs are in the table is nobody's to know beforehand: a file whose pairs all met would take
+ * quadratic time. */
+static uint64_t choose_seed(const void *place) {
+    struct timespec now = {0};
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (uint64_t)(uintptr_t)place ^ (uint64_t)now.tv_nsec << 32 ^ (uint64_t)now.tv_sec;
+}
+
+static uint32_t hash_pair(const struct dpk_tokenizer *t, uint32_t left, uint32_t right) {
+    const uint32_t pair[2] = {left, right};
+    return (uint32_t)XXH3_64bits_withSeed(pair, sizeof pair, t->merge_seed);
 }
 
 static struct dpk_tok_merge merge_at(const struct dpk_tokenizer *t, uint32_t rank) {
@@ -24,7 +35,7 @@ static struct dpk_tok_merge merge_at(const struct dpk_tokenizer *t, uint32_t ran
 
 /* The slot of a pair in the table, or the empty one where it would be. */
 static uint32_t find_slot(const struct dpk_tokenizer *t, uint32_t left, uint32_t right) {
-    uint32_t i = hash_pair(left, right) & t->merge_mask;
+    uint32_t i = hash_pair(t, left, right) & t->merge_mask;
     while (t->merge_table[i]) {
         struct dpk_tok_merge m = merge_at(t, t->merge_table[i] - 1);
         if (m.left == left && m.right == right) break;
@@ -39,6 +50,7 @@ int dpk_bpe_open(struct dpk_tokenizer *t, dpk_error *err) {
     if (n > DPK_TOK_MAX_ID) return dpk_error_set(err, DPK_EFORMAT, "tokenizer: %u merges", n);
     while (size < 2 * n) size *= 2;
     t->merge_mask = size - 1;
+    t->merge_seed = choose_seed(t);
     t->merge_table = calloc(size, sizeof *t->merge_table);
     if (!t->merge_table) return dpk_error_set(err, DPK_ENOMEM, "tokenizer: out of memory");
     for (uint32_t i = 0; i < n; i++) {

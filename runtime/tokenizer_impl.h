@@ -26,6 +26,7 @@ struct dpk_tokenizer {
     const uint8_t *merges;
     uint32_t *merge_table; /* owned: open addressing by (left, right), rank + 1; 0 is empty */
     uint32_t merge_mask;
+    uint64_t merge_seed;
     /* T5 */
     struct dpk_tok_words pieces;
     double unknown_score;

@@ -64,7 +64,7 @@ static const char *map_prefix(const struct dpk_tokenizer *t, const char *s, size
         if (value >= t->charsmap_text_bytes) return NULL;
         const char *text = (const char *)t->charsmap_text + value;
         if (((uint8_t)text[0] & 0xc0) == 0x80) return NULL;
-        *length = strlen(text);
+        *length = strnlen(text, DPK_TOK_MAX_MAPPING + 1);
         return *length <= DPK_TOK_MAX_MAPPING ? text : NULL;
     }
     return NULL;

@@ -13,6 +13,7 @@ checked, and a line on stderr says so.
 """
 import ctypes
 import ctypes.util
+import itertools
 import json
 import math
 import os
@@ -249,6 +250,11 @@ def unpack(data, tensor):
 MAX_ID, MAX_CODE = 2**24 - 1, 0x10ffff
 
 
+def split_words(records, texts):
+    ends = list(itertools.accumulate(first >> 24 for first, _ in records))
+    return [texts[a:b] for a, b in zip([0] + ends, ends)]
+
+
 def read_words(records, texts, at, rule):
     """The contents of special tokens or pieces, which begin at texts[at]; where they end."""
     last = None
@@ -352,6 +358,8 @@ def read_blob(data, kind):
     want(plain == specials[:len(plain)] and all(f < 16 for _, f in specials), "specials.flags")
     used = read_words(plain, texts, 0, "specials.content")
     used = read_words(specials[len(plain):], texts, used, "specials.content")
+    words = split_words(specials, texts)
+    want(len(set(words)) == len(words), "specials.content", "one comes twice")
     if kind == 1:
         want(all(i <= MAX_ID for i, in byte_ids), "byte_ids")
         want(all(m[2] <= MAX_ID for m in entries), "merges.result")
@@ -543,7 +551,7 @@ class File:
             name, n_in, n_ops, n_out, offset, n = entry
             name = self.name(name, "program.name")
             names.append(name)
-            want(n_in, "program.n_inputs", name)
+            want(0 < n_in <= 4096, "program.n_inputs", name)
             want(n_ops, "program.n_ops", name)
             want(n == roundup(32 * (n_in + n_ops), 64) + 128 * n_ops, "program.bytes", name, n)
             want(offset == roundup(end, 64) and offset + n <= size, "program.offset", name, offset)
@@ -554,7 +562,7 @@ class File:
             values = [self.read_value(name, base + offset + 32 * v, v < n_in)
                       for v in range(n_in + n_ops)]
             outputs = [v["name"] for v in values if v["output"]]
-            want(len(outputs) == n_out and n_out > 0, "program.n_outputs", name, n_out)
+            want(len(outputs) == n_out and 0 < n_out <= 4096, "program.n_outputs", name, n_out)
             named = [v["name"] for v in values if v["name"]]
             want(len(set(named)) == len(named), "value.name", name, "two values of one name")
             operators = [self.read_operator(values, base + ops_at + 128 * j, n_in + j)

@@ -2,10 +2,15 @@
  * about rows; of operators on pixels, a few rows of a map are a map. */
 #include "ops_cpu.h"
 
-/* Every operand is a map of the result's size, or has a row for each image. */
+/* Every operand is a map of the result's size, or has a row for each image; a table is for each row
+ * of the map the same. */
 static bool is_pixelwise(const struct dpk_call *call) {
     uint32_t opcode = call->op->opcode;
     if (opcode != DPK_OP_linear && opcode != DPK_OP_slice && opcode != DPK_OP_add) return false;
+    if (opcode == DPK_OP_add && call->op->wt[DPK_WT(add, table)] != DPK_NONE) {
+        const int64_t row = (int64_t)call->out.shape.dim[2] * call->out.shape.dim[3];
+        if (call->wt[DPK_WT(add, table)].shape.dim[0] > row) return false;
+    }
     for (int k = 0; k < DPK_MAX_IN; k++) {
         const struct dpk_shape *s = &call->in[k].shape;
         if (s->rank == 0 || (s->rank == 2 && opcode == DPK_OP_linear)) continue;

@@ -150,7 +150,7 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
     size_t taps = (size_t)v->kh * (size_t)v->kw;
     g->n = call->out.shape.dim[3];
     g->m = dpk_shape_count(&call->out.shape) / g->n;
-    g->panels = (g->n + 15) / 16;
+    g->panels = (int32_t)(((int64_t)g->n + 15) / 16);
     g->n_seg = 1;
     g->k_len[0] = (int32_t)g->k_padded;
     if (g->a_dtype == DPK_S8) {

@@ -134,7 +134,7 @@ static bool describe(const struct dpk_cpu *cpu, const struct dpk_call *call, str
     size_t k = l->k1 + l->k2;
     g->n = call->out.shape.dim[call->out.shape.rank - 1];
     g->m = dpk_shape_count(&call->out.shape) / g->n;
-    g->panels = attrs->glu ? (g->n + 7) / 8 : (g->n + 15) / 16;
+    g->panels = (int32_t)(((int64_t)g->n + (attrs->glu ? 7 : 15)) / (attrs->glu ? 8 : 16));
     g->n_seg = 1;
     g->k_len[0] = (int32_t)k;
     g->rows = point_rows;

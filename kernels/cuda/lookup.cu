@@ -156,16 +156,18 @@ struct pos_job {
 };
 
 __global__ void pos_table_kernel(struct pos_job job) {
-    const int quarter = job.half / 2, n = (job.w + job.h) * quarter;
-    const int stride = (int)(gridDim.x * blockDim.x);
-    for (int i = (int)(blockIdx.x * blockDim.x + threadIdx.x); i < n; i += stride) {
-        const int line = i / quarter, j = i % quarter;
+    const int quarter = job.half / 2;
+    const int64_t n = ((int64_t)job.w + job.h) * quarter;
+    const int64_t stride = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {
+        const int line = (int)(i / quarter), j = (int)(i % quarter);
         const int index = line < job.w ? line : line - job.w;
         const float step = line < job.w ? job.step_x : job.step_y;
         const float p = __fdiv_rn(__fdiv_rn((float)index, step), job.interpolation);
         const double angle = (double)p * (1.0 / pow(10000.0, (double)j / (double)quarter));
-        job.table[line * job.half + j] = (float)sin(angle);
-        job.table[line * job.half + quarter + j] = (float)cos(angle);
+        float *to = job.table + (int64_t)line * job.half + j;
+        to[0] = (float)sin(angle);
+        to[quarter] = (float)cos(angle);
     }
 }
 
@@ -175,7 +177,7 @@ template <typename T> __global__ void pos_add_kernel(T *y, const T *x, struct po
         const int c = (int)(i % (2 * job.half));
         const int64_t pixel = i / (2 * job.half);
         const int line = c < job.half ? (int)(pixel % job.w) : job.w + (int)(pixel / job.w % job.h);
-        const float v = job.table[line * job.half + c % job.half];
+        const float v = job.table[(int64_t)line * job.half + c % job.half];
         y[i] = dpk_round<T>(dpk_float(x[i]) + v);
     }
 }

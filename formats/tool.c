@@ -1,5 +1,7 @@
 #include "tool.h"
 
+#include "fail.h"
+
 #include "version.h"
 
 #include <signal.h>
@@ -11,12 +13,14 @@
 /* ---- Arguments ------------------------------------------------------------------------------- */
 
 int dpk_tool_usage(const struct dpk_tool *tool, const char *format, ...) {
+    dpk_error err; /* makes one clean line of what arguments say */
+    char text[sizeof err.msg];
     va_list args;
     va_start(args, format);
-    fprintf(stderr, "%s: ", tool->name);
-    vfprintf(stderr, format, args);
-    fprintf(stderr, " (see %s --help)\n", tool->name);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
+    dpk_error_set(&err, DPK_EARG, "%s", text);
+    fprintf(stderr, "%s: %s (see %s --help)\n", tool->name, err.msg, tool->name);
     return DPK_TOOL_USAGE;
 }
 

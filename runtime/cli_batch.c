@@ -3,6 +3,7 @@
 #include "../formats/atomic_file.h"
 #include "../formats/json_scan.h"
 #include "../formats/utf8.h"
+#include "tokenizer_impl.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -91,6 +92,11 @@ static int read_line(struct dpk_cli_line *line, const char *path, char *text,
     if (!status && (line->picture.prompts.n > 1 || line->picture.seeds.n > 1))
         status = dpk_cli_usage(command, "%s twice, want one picture a line",
                                line->picture.seeds.n > 1 ? "seed" : "prompt");
+    const dpk_params *p = &line->picture.params;
+    const char *prompt = line->picture.prompts.n ? line->picture.prompts.at[0] : "";
+    if (!status && (strlen(prompt) > DPK_TOK_MAX_TEXT ||
+                    (p->negative && strlen(p->negative) > DPK_TOK_MAX_TEXT)))
+        status = dpk_cli_usage(command, "a prompt above %d bytes", DPK_TOK_MAX_TEXT);
     if (!status) status = dpk_cli_picture_settle(&line->picture, command);
     return status ? CLI_FAILED : CLI_GOOD;
 }
@@ -132,19 +138,26 @@ static int read_lines(struct dpk_cli_batch *b, FILE *file, const struct dpk_cli_
 
 /* ---- Shards ------------------------------------------------------------------------------- */
 
-static bool env_number(const char *name, uint64_t *out) {
+/* A variable that is not set, or empty, leaves *out as it is; false if it is no number. */
+static bool env_number(const char *name, uint64_t *out, bool *set) {
     const char *text = getenv(name);
-    return text && dpk_cli_u64(text, out);
+    *set = text && *text;
+    return !*set || dpk_cli_u64(text, out);
 }
 
 /* The place of this task in a Slurm job array (sbatch(1), --array), 1/1 outside of one. */
 static int shard_of_slurm(struct dpk_cli_batch *b, const char *command) {
-    uint64_t id, count, least = 0, step = 1;
+    uint64_t id = 0, count = 0, least = 0, step = 1;
+    bool in_array, counted, set;
     b->shard = b->n_shards = 1;
-    if (!env_number("SLURM_ARRAY_TASK_ID", &id) || !env_number("SLURM_ARRAY_TASK_COUNT", &count))
-        return CLI_GOOD;
-    env_number("SLURM_ARRAY_TASK_MIN", &least);
-    if (!env_number("SLURM_ARRAY_TASK_STEP", &step) || !step) step = 1;
+    const bool good = env_number("SLURM_ARRAY_TASK_ID", &id, &in_array) &
+                      env_number("SLURM_ARRAY_TASK_COUNT", &count, &counted) &
+                      env_number("SLURM_ARRAY_TASK_MIN", &least, &set) &
+                      env_number("SLURM_ARRAY_TASK_STEP", &step, &set);
+    if (!in_array) return CLI_GOOD;
+    if (!good || !counted || !step)
+        return dpk_cli_usage(command, "SLURM_ARRAY_TASK_ID is set, but _COUNT, _MIN or _STEP of it "
+                                      "is no number: give --shard I/N");
     if (id < least || (id - least) % step || (id - least) / step >= count || count > INT32_MAX)
         return dpk_cli_usage(command,
                              "task %" PRIu64 " of %" PRIu64 " from %" PRIu64

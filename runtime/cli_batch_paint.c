@@ -5,8 +5,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { MOST_PIXELS = 1 << 28 };
+enum { MOST_PIXELS = 1 << 28, LIST_SECONDS = 10 };
 
 struct run {
     struct dpk_cli_batch *batch;
@@ -29,6 +30,7 @@ static bool same_text(const char *a, const char *b) { return a == b || (a && b &
  * own. */
 static bool same_plan(const struct dpk_cli_picture *a, const struct dpk_cli_picture *b) {
     const dpk_params *p = &a->params, *q = &b->params;
+    if (p->long_prompt == DPK_LONG_CHUNKS) return false; /* as long as the prompt */
     return !a->init && !b->init && !a->latents && !b->latents && p->width == q->width &&
            p->height == q->height && p->steps == q->steps && p->guidance == q->guidance &&
            p->guidance_rescale == q->guidance_rescale && p->long_prompt == q->long_prompt &&
@@ -91,7 +93,7 @@ static int show_progress(void *arg, const dpk_progress *p) {
     return 0;
 }
 
-static int paint_line(struct run *r, struct dpk_cli_line *line, dpk_error *err) {
+static int paint_line(struct run *r, struct dpk_cli_line *line, bool paint, dpk_error *err) {
     struct dpk_cli_inputs in = {0};
     struct dpk_cli_texts texts;
     struct dpk_cli_picture *q = &line->picture;
@@ -108,6 +110,8 @@ static int paint_line(struct run *r, struct dpk_cli_line *line, dpk_error *err) 
     dpk_cli_picture_describe(q, &in, r->model, r->model_path, &info, 0, &texts);
     if (is_finished(path, &info, &texts)) {
         r->n_kept++;
+    } else if (!paint) {
+        goto done;
     } else {
         DPK_TRY(dpk_generate(r->session, &q->params, &images, err));
         DPK_TRY(dpk_png_write(path, images->width, images->height, images->rgb, texts.at, texts.n,
@@ -119,17 +123,6 @@ done:
     dpk_images_free(images);
     dpk_cli_inputs_free(&in);
     free(path);
-    return rc;
-}
-
-static int paint_lines(struct run *r, dpk_error *err) {
-    int rc = DPK_OK;
-    for (r->done = 0; !rc && r->done < r->batch->n; r->done++) {
-        struct dpk_cli_line *line = &r->batch->lines[r->done];
-        dpk_error why = {0};
-        rc = paint_line(r, line, &why);
-        if (rc) dpk_error_set(err, rc, "%s line %u: %s", r->batch->path, line->number, why.msg);
-    }
     return rc;
 }
 
@@ -151,6 +144,26 @@ static int write_list(struct run *r, dpk_error *err) {
 done:
     rc = dpk_atomic_close(&file, rc, err);
     free(path);
+    return rc;
+}
+
+/* After a line that fails, those behind it that are finished are still listed; the list is kept up while
+ * hours go by. */
+static int paint_lines(struct run *r, dpk_error *err) {
+    time_t written = time(NULL);
+    int rc = DPK_OK;
+    for (r->done = 0; r->done < r->batch->n; r->done++) {
+        struct dpk_cli_line *line = &r->batch->lines[r->done];
+        const uint32_t n_painted = r->n_painted;
+        dpk_error why = {0};
+        const int one = paint_line(r, line, !rc, &why);
+        if (!rc && one)
+            rc = dpk_error_set(err, one, "%s line %u: %s", r->batch->path, line->number, why.msg);
+        if (r->n_painted > n_painted && time(NULL) - written >= LIST_SECONDS) {
+            if (!rc) rc = write_list(r, err);
+            written = time(NULL);
+        }
+    }
     return rc;
 }
 

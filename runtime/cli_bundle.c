@@ -9,11 +9,13 @@
 #include "cli_bundle.h"
 
 #include "../formats/atomic_file.h"
+#include "../formats/utf8.h"
 #include "../formats/xxhash.h"
 
 #include <archive.h>
 #include <archive_entry.h>
 #include <dirent.h>
+#include <locale.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,6 +37,7 @@ struct bundle {
 };
 
 static int bundle_begin(struct bundle **b, const char *path, bool quiet, dpk_error *err) {
+    setlocale(LC_CTYPE, "C.UTF-8"); /* libarchive's notion of names; where there is none: ASCII */
     *b = calloc(1, sizeof **b);
     if (*b) (*b)->buffer = malloc(BLOCK);
     if (!*b || !(*b)->buffer) return dpk_error_set(err, DPK_ENOMEM, "%s: no memory", path);
@@ -63,10 +66,13 @@ static bool ends_with(const char *text, const char *end) {
 /* A name that stands for a file in a folder on every system and in the lines of XXH3SUMS. */
 static bool good_name(const char *name) {
     size_t n = strlen(name);
-    if (n < 1 || n > MAX_NAME || name[0] == '.' || name[0] == '-') return false;
-    for (size_t i = 0; i < n; i++)
-        if ((unsigned char)name[i] < 0x20 || name[i] == 0x7f || strchr("/\\:*?\"<>|", name[i]))
-            return false;
+    if (n < 1 || n > MAX_NAME || name[0] == '.' || name[0] == '-' || !strcmp(name, sums_name))
+        return false;
+    for (size_t i = 0, length; i < n; i += length) {
+        const unsigned char *c = (const unsigned char *)name + i;
+        length = dpk_utf8_length(c, n - i);
+        if (!length || dpk_utf8_is_control(c, length) || strchr("/\\:*?\"<>|", *c)) return false;
+    }
     return true;
 }
 
@@ -116,9 +122,11 @@ static int write_member(struct bundle *b, struct archive *a, const char *folder,
     struct stat st;
     XXH3_state_t *state = XXH3_createState();
     uint64_t left = 0;
-    int rc = DPK_OK, fd = open(path, O_RDONLY | O_CLOEXEC);
+    /* O_NONBLOCK: a pipe is an error, not something to wait for. */
+    int rc = DPK_OK, fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode))
-        DPK_FAIL(err, DPK_EIO, "%s: cannot open: %s", path, fd < 0 ? strerror(errno) : "no file");
+        DPK_FAIL(err, DPK_EIO, "%s: cannot open: %s", path,
+                 fd < 0 ? strerror(errno) : "not a regular file");
     if (!state) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory", path);
     DPK_TRY(add_name(b, slash ? slash + 1 : path, &m, err));
     DPK_TRY(begin_member(b, a, folder, m->name, (uint64_t)st.st_size, err));
@@ -161,7 +169,8 @@ static int write_bundle(struct bundle *b, struct archive *a, struct dpk_atomic_f
                         const char *model, const struct dpk_cli_list *others, dpk_error *err) {
     const char *slash = strrchr(model, '/'), *name = slash ? slash + 1 : model;
     char folder[MAX_NAME + 1];
-    struct stat st;
+    struct stat st, out;
+    const bool there = !stat(b->path, &out);
     int rc = DPK_OK;
     if (!ends_with(name, ".dpk") || strlen(name) > MAX_NAME)
         DPK_FAIL(err, DPK_EARG, "%s: want a name that ends in .dpk", model);
@@ -169,8 +178,15 @@ static int write_bundle(struct bundle *b, struct archive *a, struct dpk_atomic_f
     for (uint32_t i = 0; i < others->n; i++)
         if (ends_with(others->at[i], ".dpk"))
             DPK_FAIL(err, DPK_EARG, "%s: a second model, want one in a bundle", others->at[i]);
-    for (uint32_t i = 0; i <= others->n; i++)
-        if (!stat(i ? others->at[i - 1] : model, &st)) b->total += (uint64_t)st.st_size;
+    if (!good_name(folder))
+        DPK_FAIL(err, DPK_EARG, "%s: the folder \"%.200s\": name not allowed", model, folder);
+    for (uint32_t i = 0; i <= others->n; i++) {
+        const char *path = i ? others->at[i - 1] : model;
+        if (stat(path, &st)) continue;
+        b->total += (uint64_t)st.st_size;
+        if (there && st.st_dev == out.st_dev && st.st_ino == out.st_ino)
+            DPK_FAIL(err, DPK_EARG, "%s: is to be in the bundle and the bundle", path);
+    }
     DPK_TRY(dpk_atomic_open(file, b->path, err));
     if (!a || archive_write_set_format_pax_restricted(a) != ARCHIVE_OK ||
         archive_write_add_filter_zstd(a) != ARCHIVE_OK ||
@@ -202,6 +218,10 @@ int dpk_cli_bundle(int argc, char **argv) {
         struct archive *a = archive_write_new();
         int rc = bundle_begin(&b, out, quiet, &err);
         if (!rc) rc = dpk_model_open(&opened, model, &err);
+        if (!rc && (rc = dpk_model_verify(opened, NULL, NULL, &err))) {
+            const dpk_error why = err;
+            dpk_error_set(&err, rc, "%s: %s", model, why.msg);
+        }
         if (!rc) rc = write_bundle(b, a, &file, model, &others, &err);
         archive_write_free(a);
         rc = dpk_atomic_close(&file, rc, &err);
@@ -223,6 +243,7 @@ static const char *member_name(struct archive_entry *entry, char *folder, size_t
         archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry))
         return NULL;
     if (!folder[0]) snprintf(folder, size, "%.*s", (int)(slash - path), path);
+    if (!good_name(folder)) return NULL;
     return !strncmp(folder, path, (size_t)(slash - path)) && !folder[slash - path] ? slash + 1
                                                                                    : NULL;
 }
@@ -255,6 +276,8 @@ static int read_member(struct bundle *b, struct archive *a, int fd, uint64_t *su
         rc = archive_failed(b, a, err);
         goto done;
     }
+    if (text && *text && strlen(*text) != n_text)
+        DPK_FAIL(err, DPK_EFORMAT, "%s: %s holds a NUL byte", b->path, sums_name);
     *sum = XXH3_64bits_digest(state);
 done:
     XXH3_freeState(state);
@@ -365,9 +388,13 @@ static int unbundle(const char *path, const char *folder, bool quiet, dpk_error 
     struct stat st;
     char *temp = NULL;
     int rc = DPK_OK;
+    int n_folder = (int)strlen(folder);
+    while (n_folder > 1 && folder[n_folder - 1] == '/') n_folder--;
     DPK_TRY(bundle_begin(&b, path, quiet, err));
     if (!lstat(folder, &st)) DPK_FAIL(err, DPK_EIO, "%s: is there already", folder);
-    if (asprintf(&temp, "%s.tmp-%ld", folder, (long)getpid()) < 0) temp = NULL;
+    if (!stat(path, &st) && !dpk_cli_is_bundle(path))
+        DPK_FAIL(err, DPK_EFORMAT, "%s: not a bundle, which is a .tar.zst", path);
+    if (asprintf(&temp, "%.*s.tmp-%ld", n_folder, folder, (long)getpid()) < 0) temp = NULL;
     if (!temp) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory", path);
     if (mkdir(temp, 0777))
         DPK_FAIL(err, DPK_EIO, "%s: cannot make the folder: %s", folder, strerror(errno));

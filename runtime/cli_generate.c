@@ -153,7 +153,12 @@ static int read_arguments(int argc, char **argv, struct request *q) {
     if (q->picture.seeds.n > 1) return dpk_cli_usage(argv[0], "--prompts with several seeds");
     if (q->picture.params.images_per_prompt > 1 || q->trace)
         return dpk_cli_usage(argv[0], "--prompts with --batch or --trace");
-    return CLI_GOOD;
+    /* What the lines begin with, as if it were a picture. */
+    const char *some = "";
+    struct dpk_cli_picture picture = q->picture;
+    picture.prompts = (struct dpk_cli_list){&some, 1};
+    if (!picture.init) picture.mask = NULL; /* a line may have the other */
+    return dpk_cli_picture_settle(&picture, argv[0]);
 }
 
 int dpk_cli_generate(int argc, char **argv) {

@@ -6,7 +6,8 @@
 static const char help[] =
     "diffpak: paint pictures with packed text-to-image models\n"
     "\n"
-    "  diffpak generate MODEL.dpk -p PROMPT... -o OUT.png\n"
+    "  diffpak generate MODEL.dpk -p PROMPT... -o OUT.png     (also --prompt, --output, --quiet: "
+    "-q)\n"
     "      -n, --negative TEXT     what not to paint; \"\" is encoded, none is the model's rule\n"
     "      --steps N  --guidance G  --guidance-rescale R  --scheduler NAME\n"
     "      --seed S                one for the batch, or repeated: one for each picture\n"
@@ -33,9 +34,9 @@ static const char help[] =
     "      Schedulers: euler euler-a ddim pndm dpm++2m dpm++2m-karras dpm++2m-sde unipc lcm\n"
     "      heun lms\n"
     "  diffpak inspect  MODEL.dpk [--tensors] [--program NAME] [--width W --height H --batch N]\n"
-    "                   [--memory-limit BYTES[K|M|G]] [--json]\n"
+    "                   [--memory-limit BYTES[K|M|G]] [--backend cpu|cuda] [--json]\n"
     "      metadata, sizes, layers, operators, cost, planned memory, least memory\n"
-    "  diffpak verify   MODEL.dpk|BUNDLE.tar.zst\n"
+    "  diffpak verify   MODEL.dpk|BUNDLE.tar.zst [-q]\n"
     "      every checksum and rule\n"
     "  diffpak run      MODEL.dpk text|denoise|decode|encode --in NAME=FILE.npy ...\n"
     "                   --out NAME=FILE.npy ... [--threads N] [--backend cpu|cuda]\n"
@@ -48,19 +49,21 @@ static const char help[] =
     "                   -o FILE.npy\n"
     "  diffpak bench    MODEL.dpk [--program P] [--width W] [--height H] [--batch N]\n"
     "                   [--threads N] [--repeat N] [--profile] [--chrome-trace FILE] [--json]\n"
+    "                   [--guidance G] [--backend cpu|cuda]\n"
     "  diffpak bundle   MODEL.dpk [FILE...] -o BUNDLE.tar.zst\n"
     "      a model with its licence, quality card, sample pictures\n"
     "  diffpak unbundle BUNDLE.tar.zst -o FOLDER\n"
     "\n"
-    "Exit status: 0 good, 1 failed, 2 wrong usage. DPK_ISA=ref|avx2|avx512|avx512bf16|neon|\n"
+    "diffpak --version, diffpak --help. Exit status: 0 good, 1 failed, 2 wrong usage. "
+    "DPK_ISA=ref|avx2|avx512|avx512bf16|neon|\n"
     "neonbf16 forces an instruction set.\n";
 
 static const struct {
     const char *name;
     int (*run)(int argc, char **argv);
 } commands[] = {
-    {"generate", dpk_cli_generate}, {"inspect", dpk_cli_inspect}, {"verify", dpk_cli_verify},
-    {"run", dpk_cli_run},           {"tokens", dpk_cli_tokens},   {"schedule", dpk_cli_schedule},
+    {"generate", dpk_cli_generate}, {"inspect", dpk_cli_inspect},   {"verify", dpk_cli_verify},
+    {"run", dpk_cli_run},           {"tokens", dpk_cli_tokens},     {"schedule", dpk_cli_schedule},
     {"noise", dpk_cli_noise},       {"bench", dpk_cli_bench},
 #if DPK_HAS_archive
     {"bundle", dpk_cli_bundle},     {"unbundle", dpk_cli_unbundle},
@@ -75,7 +78,8 @@ int main(int argc, char **argv) {
                         "schedule, noise, bench, bundle, unbundle (see diffpak --help)\n");
         return CLI_USAGE;
     }
-    bool wants_help = asks_for_help(argv[1]) || (argc > 2 && asks_for_help(argv[2]));
+    bool wants_help = asks_for_help(argv[1]) || (argc > 2 && asks_for_help(argv[2])) ||
+                      !strcmp(argv[argc - 1], "--help");
     if (wants_help || !strcmp(argv[1], "help")) {
         fputs(help, stdout);
         return dpk_cli_flush();
@@ -86,6 +90,5 @@ int main(int argc, char **argv) {
     }
     for (size_t i = 0; i < CLI_N(commands); i++)
         if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "diffpak: unknown command %s (see diffpak --help)\n", argv[1]);
-    return CLI_USAGE;
+    return dpk_cli_usage(argv[1], "unknown command");
 }

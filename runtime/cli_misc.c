@@ -32,7 +32,12 @@ int dpk_cli_verify(int argc, char **argv) {
     if (DPK_HAS_archive && bundle) rc = dpk_cli_bundle_model(path, quiet, &fd, &err);
     snprintf(unpacked, sizeof unpacked, "/proc/self/fd/%d", fd);
     dpk_cli_bar_start(&bar, quiet);
-    if (!rc) rc = dpk_model_open(&model, bundle ? unpacked : path, &err);
+    if (!rc && (rc = dpk_model_open(&model, bundle ? unpacked : path, &err)) && bundle) {
+        const dpk_error why = err;
+        const size_t n = strlen(unpacked);
+        const bool led = !strncmp(why.msg, unpacked, n) && !strncmp(why.msg + n, ": ", 2);
+        dpk_error_set(&err, rc, "%s: its model: %s", path, why.msg + (led ? n + 2 : 0));
+    }
     if (!rc && (rc = dpk_model_verify(model, show_bytes, &bar, &err))) {
         dpk_error why = err;
         dpk_error_set(&err, rc, "%s: %s", path, why.msg);

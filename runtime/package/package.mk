@@ -51,7 +51,8 @@ uninstall:
 ## dist: the sources of the last commit as build/diffpak-VERSION.tar.zst
 dist:
 	@mkdir -p $(BUILD)
-	git archive --prefix=diffpak-$(VERSION)/ HEAD | zstd -q -19 -f -o $(BUILD)/diffpak-$(VERSION).tar.zst
+	git archive --prefix=diffpak-$(VERSION)/ -o $(BUILD)/diffpak-$(VERSION).tar HEAD
+	zstd -q -19 -f --rm $(BUILD)/diffpak-$(VERSION).tar -o $(BUILD)/diffpak-$(VERSION).tar.zst
 	@ls -l $(BUILD)/diffpak-$(VERSION).tar.zst
 
 ## deb: Debian packages of the last commit in build/deb (needs debhelper)

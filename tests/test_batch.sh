@@ -65,7 +65,16 @@ for i in 1 2 3 4; do same "$tmp/s/0000$i.png" "$tmp/$i.png" "one run"; done
 SLURM_ARRAY_TASK_ID=17
 "$bin/diffpak" generate "$model" --prompts "$tmp/p" -o "$tmp/x" 2>"$tmp/err"; got=$?
 [ $got -eq 2 ] && grep -q 'without gaps' "$tmp/err" && ok "$(cat "$tmp/err")" || bad "an array with gaps: $got $(cat "$tmp/err")"
-unset SLURM_ARRAY_TASK_ID SLURM_ARRAY_TASK_COUNT SLURM_ARRAY_TASK_MIN SLURM_ARRAY_TASK_STEP
+unset SLURM_ARRAY_TASK_COUNT SLURM_ARRAY_TASK_MIN SLURM_ARRAY_TASK_STEP
+"$bin/diffpak" generate "$model" --prompts "$tmp/p" -o "$tmp/x" 2>"$tmp/err"; got=$?
+[ $got -eq 2 ] && grep -q 'is no number' "$tmp/err" && ok "$(cat "$tmp/err")" || bad "an array of unknown size: $got $(cat "$tmp/err")"
+unset SLURM_ARRAY_TASK_ID
+
+# a line that fails, and what was painted before stays listed
+cp -r "$tmp/a" "$tmp/f" && rm "$tmp/f/00002.png" && mkdir "$tmp/f/00002.png"
+"$bin/diffpak" generate "$model" -o "$tmp/f" --steps 2 --prompts "$tmp/p" --seed 6 2>"$tmp/err"; got=$?
+[ $got -eq 1 ] && [ "$(grep -c '"file"' "$tmp/f/manifest.jsonl")" -eq 3 ] && ok "$(cat "$tmp/err")" ||
+    bad "a failing line: $got $(cat "$tmp/err" "$tmp/f/manifest.jsonl")"
 
 # killed at some moment, then run again: the same pictures, nothing else
 for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16; do echo "{\"prompt\": \"a red ring\", \"seed\": $i}"; done >"$tmp/many"
@@ -104,6 +113,7 @@ refused '{"prompt":"a","scheduler":"nope"}' 'not known'
 refused '{"prompt":"a","width":13}' 'multiple of 8'
 refused '{"prompt":"a","init":"nowhere.png"}' 'nowhere.png'
 refused "$(printf 'a \377 b')" 'not UTF-8'
+refused "$(head -c 1100000 /dev/zero | tr '\0' a)" 'a prompt above 1048576 bytes'
 usage() {
     want=$1; shift
     "$bin/diffpak" generate "$model" -o "$tmp/none" "$@" 2>"$tmp/err"; got=$?

@@ -44,7 +44,21 @@ fails "is there already" "$bin/diffpak" unbundle "$tmp/b.tar.zst" -o "$tmp/un"
 fails "cannot open" "$bin/diffpak" bundle "$model" "$tmp/nothing" -o "$tmp/x.tar.zst"
 fails "two files" "$bin/diffpak" bundle "$model" "$tmp/LICENSE" "$tmp/LICENSE" -o "$tmp/x.tar.zst"
 fails "second model" "$bin/diffpak" bundle "$model" "$model" -o "$tmp/x.tar.zst"
-fails "packed model" "$bin/diffpak" bundle "$model" -o "$model"
+fails "is to be in the bundle" "$bin/diffpak" bundle "$model" -o "$model"
+fails "is to be in the bundle" "$bin/diffpak" bundle "$model" "$tmp/LICENSE" -o "$tmp/LICENSE"
+fails "name not allowed" "$bin/diffpak" bundle "$model" "$tmp/un/../tar/shapes/XXH3SUMS" -o "$tmp/x.tar.zst"
+mkfifo "$tmp/pipe"
+fails "not a regular file" "$bin/diffpak" bundle "$model" "$tmp/pipe" -o "$tmp/x.tar.zst"
+cp "$model" "$tmp/flipped.dpk"
+printf x | dd of="$tmp/flipped.dpk" bs=1 seek=$(($(wc -c <"$model") - 70)) conv=notrunc 2>/dev/null
+fails "the sum is" "$bin/diffpak" bundle "$tmp/flipped.dpk" -o "$tmp/x.tar.zst"
+cp "$tmp/LICENSE" "$tmp/licence é 字"
+works "$bin/diffpak" bundle "$model" "$tmp/licence é 字" -o "$tmp/u.tar.zst"
+works env LC_ALL=C "$bin/diffpak" verify "$tmp/u.tar.zst"
+works env LC_ALL=C "$bin/diffpak" unbundle "$tmp/u.tar.zst" -o "$tmp/u/"
+cmp -s "$tmp/LICENSE" "$tmp/u/licence é 字" && ok "names in other scripts" || bad "names: $(ls "$tmp/u")"
+tar -C "$tmp" -cf "$tmp/plain.tar" un
+fails "not a bundle" "$bin/diffpak" unbundle "$tmp/plain.tar" -o "$tmp/none"
 cp "$tmp/LICENSE" "$tmp/fake.dpk"
 fails "fake.dpk" "$bin/diffpak" bundle "$tmp/fake.dpk" -o "$tmp/x.tar.zst"
 ls "$tmp" | grep -q '^x.tar' && bad "a refused bundle left something" || ok "nothing is left"
@@ -85,6 +99,8 @@ make("hard", [good, ("m/hard", b"", H), ("m/XXH3SUMS", line, F)])
 make("folder", [("m/sub", b"", D), good, ("m/XXH3SUMS", line, F)])
 make("dot", [good, ("m/.bashrc", L, F), ("m/XXH3SUMS", line, F)])
 make("twice", [good, good, ("m/XXH3SUMS", line + line, F)])
+make("above", [("../shapes.dpk", model, F), ("../XXH3SUMS", line, F)])
+make("nul", [good, ("m/XXH3SUMS", line + b"\0more", F)])
 make("control", [good, ("m/a\nb", L, F), ("m/XXH3SUMS", line, F)])
 open(f"{tmp}/bad-noise.tar.zst", "wb").write(b"\x28\xb5\x2f\xfd" + os.urandom(5000))
 open(f"{tmp}/bad-empty.tar.zst", "wb").write(b"\x28\xb5\x2f\xfd")

@@ -151,8 +151,33 @@ static void test_f32(void **state) {
     check_model("rows-f32", "models/shapes-xl", "--dtype f32");
 }
 
+/* A table that goes over several rows of a map is not every row's. */
+static void test_table(void **state) {
+    (void)state;
+    static const int32_t sizes[] = {8, 40, 240}; /* C, W C, H W C */
+    const struct dpk_shape map = {4, {1, 6, 5, 8}};
+    const struct dpk_rows rows = {2, 4, false};
+    dpk_error err;
+    struct dpk_backend *be;
+    size_t bytes;
+    if (dpk_cpu_create(&be, 1, NULL, 0, &err)) fail_msg("%s", err.msg);
+    for (int i = 0; i < 3; i++) {
+        struct dpk_op op = {.opcode = DPK_OP_add};
+        memset(op.in, 0xff, sizeof op.in), memset(op.wt, 0xff, sizeof op.wt); /* NONE */
+        op.in[0] = 0, op.wt[DPK_WT(add, table)] = 0;
+        struct dpk_call call = {.op = &op};
+        call.in[0].dtype = call.out.dtype = DPK_F32;
+        call.in[0].shape = call.out.shape = map;
+        call.wt[DPK_WT(add, table)].dtype = DPK_F32;
+        call.wt[DPK_WT(add, table)].shape = (struct dpk_shape){1, {sizes[i]}};
+        assert_int_equal(be->rows_scratch(be, &call, &rows, &bytes), sizes[i] <= 40);
+    }
+    be->free(be);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_table),
         cmocka_unit_test(test_bf16),
         cmocka_unit_test(test_f32),
     };

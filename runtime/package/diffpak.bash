@@ -8,6 +8,7 @@ _diffpak() {
     COMPREPLY=()
     case $before in
     --scheduler) words='euler euler-a ddim pndm dpm++2m dpm++2m-karras dpm++2m-sde unipc lcm heun lms' ;;
+    --long-prompt) words='truncate chunks' ;;
     --rng | --backend) words='cpu cuda' ;;
     --dtype) words='bf16 f16 f32' ;;
     --scheme) words='int8-dynamic int8-weight int4-weight int4-weight:32 int4-weight:64 int4-weight:128' ;;
@@ -25,6 +26,8 @@ _diffpak() {
         ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$word"))
-    [[ ${#COMPREPLY[@]} -gt 0 ]] || COMPREPLY=($(compgen -f -- "$word"))
+    [[ ${#COMPREPLY[@]} -eq 0 ]] || return
+    local IFS=$'\n' # names of files may have spaces
+    COMPREPLY=($(compgen -f -- "$word"))
 }
 complete -o filenames -F _diffpak diffpak diffpak-convert diffpak-quantize

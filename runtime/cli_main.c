@@ -1,6 +1,8 @@
 /* `diffpak`: paint pictures with packed models, and look into them. */
 #include "cli.h"
 
+#include "../formats/fail.h"
+
 #include <string.h>
 
 static const char help[] =
@@ -90,5 +92,8 @@ int main(int argc, char **argv) {
     }
     for (size_t i = 0; i < CLI_N(commands); i++)
         if (!strcmp(argv[1], commands[i].name)) return commands[i].run(argc - 1, argv + 1);
-    return dpk_cli_usage(argv[1], "unknown command");
+    dpk_error err; /* makes one clean line of it */
+    dpk_error_set(&err, DPK_EARG, "unknown command %s", argv[1]);
+    fprintf(stderr, "diffpak: %s (see diffpak --help)\n", err.msg);
+    return CLI_USAGE;
 }

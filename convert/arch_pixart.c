@@ -18,7 +18,16 @@ static int read_config(struct pixart *x, const struct dpk_config *c, dpk_error *
     static const char *const norms[] = {"ada_norm_single", NULL};
     static const char *const acts[] = {"gelu-approximate", "gelu", NULL};
     static const int act_of[] = {DPK_ACT_GELU_TANH, DPK_ACT_GELU};
-    int rc = DPK_OK, i, affine, cross;
+    static const char *const attentions[] = {"default", NULL};
+    static const char *const false_keys[] = {"double_self_attention", "only_cross_attention"};
+    int rc = DPK_OK, i, affine, cross, is_true;
+    for (size_t k = 0; k < sizeof false_keys / sizeof *false_keys; k++) {
+        DPK_TRY(dpk_config_bool(c, false_keys[k], 0, &is_true, err));
+        if (is_true)
+            DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: %s is true, supported: false", c->name,
+                     false_keys[k]);
+    }
+    DPK_TRY(dpk_config_choice(c, "attention_type", "default", attentions, &i, err));
     DPK_TRY(dpk_config_choice(c, "norm_type", "ada_norm_single", norms, &i, err));
     DPK_TRY(dpk_config_choice(c, "activation_fn", "gelu-approximate", acts, &i, err));
     x->act = act_of[i];

@@ -10,7 +10,7 @@ enum { MAX_LEVELS = 8 };
 
 struct vae {
     int levels, channels[MAX_LEVELS], layers, groups, in, out, latent, attention, quant, post_quant;
-    double scaling, shift;
+    double scaling;
 };
 
 static const float norm_eps = 1e-6f;
@@ -34,6 +34,7 @@ done:
 static int read_config(struct vae *v, const struct dpk_config *c, dpk_error *err) {
     static const char *const acts[] = {"silu", "swish", NULL};
     int rc = DPK_OK, act;
+    double shift;
     DPK_TRY(dpk_config_length(c, "block_out_channels", MAX_LEVELS, &v->levels, err));
     if (v->levels < 1) DPK_FAIL(err, DPK_EFORMAT, "%s: block_out_channels is missing", c->name);
     DPK_TRY(dpk_config_ints(c, "block_out_channels", 64, 1, 1 << 16, v->levels, v->channels, err));
@@ -46,8 +47,10 @@ static int read_config(struct vae *v, const struct dpk_config *c, dpk_error *err
     DPK_TRY(dpk_config_bool(c, "use_quant_conv", 1, &v->quant, err));
     DPK_TRY(dpk_config_bool(c, "use_post_quant_conv", 1, &v->post_quant, err));
     DPK_TRY(dpk_config_double(c, "scaling_factor", 0.18215, 1e-6, 1e6, &v->scaling, err));
-    DPK_TRY(dpk_config_double(c, "shift_factor", 0.0, -1e6, 1e6, &v->shift, err));
+    DPK_TRY(dpk_config_double(c, "shift_factor", 0.0, -1e6, 1e6, &shift, err));
     DPK_TRY(dpk_config_choice(c, "act_fn", "silu", acts, &act, err));
+    if (shift != 0)
+        DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: shift_factor is %g, supported: 0", c->name, shift);
     if (dpk_config_item(c, "latents_mean"))
         DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: latents_mean is given, supported: null", c->name);
     DPK_TRY(check_blocks(v, c, "down_block_types", "DownEncoderBlock2D", err));
@@ -88,8 +91,7 @@ static uint32_t mid_block(struct dpk_prog *p, const struct vae *v, const char *h
 static void decoder(struct dpk_prog *p, const struct vae *v) {
     int c = v->channels[v->levels - 1];
     uint32_t latent = DPK_BUILD_INPUT(p, "latent", DPK_VALUE_F32, 0, 0, 0, v->latent);
-    uint32_t x = dpk_build_slice(p, latent, DPK_VALUE_ACT, .mul = (float)(1.0 / v->scaling),
-                                 .add = (float)v->shift);
+    uint32_t x = dpk_build_slice(p, latent, DPK_VALUE_ACT, .mul = (float)(1.0 / v->scaling));
     if (v->post_quant)
         x = dpk_build_linear(p, "post_quant_conv", x, v->latent, v->latent, .conv1x1 = true);
     x = dpk_build_conv2d(p, "decoder.conv_in", x, c, v->latent);

@@ -201,7 +201,19 @@ done:
     return rc;
 }
 
-int dpk_conversion_scheduler(struct dpk_conversion *c, dpk_error *err) {
+/* What a pipeline makes of its scheduler's config, whatever that says (StableDiffusionPipeline's
+ * __init__ in diffusers). */
+static const struct {
+    const char *family, *key, *value;
+} imposed[] = {{"sd", "steps_offset", "1"}, {"sd", "clip_sample", "false"}};
+
+static bool is_imposed(const char *family, const char *key) {
+    for (size_t i = 0; i < sizeof imposed / sizeof *imposed; i++)
+        if (!strcmp(imposed[i].family, family) && !strcmp(imposed[i].key, key)) return true;
+    return false;
+}
+
+int dpk_conversion_scheduler(struct dpk_conversion *c, const char *family, dpk_error *err) {
     static const char *const marked[] = {"prediction_type", "rescale_betas_zero_snr",
                                          "timestep_spacing"};
     int rc = DPK_OK;
@@ -213,15 +225,21 @@ int dpk_conversion_scheduler(struct dpk_conversion *c, dpk_error *err) {
                  "%s: component scheduler is missing: no scheduler/scheduler_config.json",
                  c->options.source);
     DPK_TRY(dpk_conversion_config(c, "scheduler/scheduler_config.json", &config, err));
-    if (!dpk_config_item(&config, "_class_name"))
-        dpk_builder_meta(c->builder, "scheduler._class_name", "%s", class_name);
+    /* The index's class is what runs, also with another one's config. */
+    dpk_builder_meta(c->builder, "scheduler._class_name", "%s", class_name);
+    for (size_t i = 0; i < sizeof imposed / sizeof *imposed; i++)
+        if (!strcmp(imposed[i].family, family))
+            dpk_builder_meta(c->builder, dpk_namef("scheduler.%s", imposed[i].key).s, "%s",
+                             imposed[i].value);
     for (size_t i = 0; i < sizeof marked / sizeof *marked; i++) {
         const char *mark = dpk_conversion_mark(c, marked[i]);
         if (mark) dpk_builder_meta(c->builder, dpk_namef("scheduler.%s", marked[i]).s, "%s", mark);
     }
     const cJSON *item;
     cJSON_ArrayForEach(item, config.json) {
-        if (dpk_conversion_mark(c, item->string)) continue;
+        if (dpk_conversion_mark(c, item->string) || is_imposed(family, item->string) ||
+            !strcmp(item->string, "_class_name"))
+            continue;
         char *text = dpk_config_text(item);
         if (!text) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", config.name);
         dpk_builder_meta(c->builder, dpk_namef("scheduler.%s", item->string).s, "%s", text);
@@ -301,7 +319,7 @@ static int build(struct dpk_conversion *c, dpk_error *err) {
     if (o->ema) dpk_builder_meta(b, "convert.ema", "true");
     if (c->family) dpk_builder_meta(b, "source.checkpoint", "%s", c->family->name);
     DPK_TRY(pipeline->build(c, err));
-    DPK_TRY(dpk_conversion_scheduler(c, err));
+    DPK_TRY(dpk_conversion_scheduler(c, pipeline->family, err));
     DPK_TRY(dpk_builder_status(b, err)); /* before the leftovers, which an error leaves behind */
     for (int i = 0; i < c->n_components; i++) DPK_TRY(finish_part(c, &c->components[i], err));
     DPK_TRY(dpk_conversion_merge(c, err));

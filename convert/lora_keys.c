@@ -133,6 +133,9 @@ static int open_beside(struct dpk_lora_settings *s, const char *path, dpk_error 
         DPK_FAIL(err, DPK_EFORMAT, "%s: an adapter of PEFT, its strength is in %s: not beside it",
                  path, name);
     DPK_TRY(dpk_config_open(&s->config, folder, name, err));
+    static const char *const types[] = {"LORA", NULL};
+    int type;
+    DPK_TRY(dpk_config_choice(&s->config, "peft_type", "LORA", types, &type, err));
 done:
     dpk_source_close(folder);
     free(dir);
@@ -187,7 +190,8 @@ int dpk_lora_settings_ratio(const struct dpk_lora_settings *s, const struct dpk_
     static const char *const denoisers[] = {"unet.", "transformer."};
     int rc = DPK_OK, rslora = 0;
     const char *prefix = "";
-    double alpha = (double)rank;
+    double alpha =
+        s->adapter ? 8 : (double)rank; /* PEFT's LoraConfig; diffusers writes it always */
     *ratio = 1.0;
     if (!s->config.json) goto done;
     if (!s->adapter) {

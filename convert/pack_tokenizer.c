@@ -140,10 +140,35 @@ static int set_max_length(const struct dpk_pack_tokenizer *src, const struct dpk
                                  src->name);
         n = v->valuedouble;
     }
+    const cJSON *own = cJSON_GetObjectItemCaseSensitive(j->config, "model_max_length");
+    if (src->kind == DPK_TOKENIZER_CLIP && cJSON_IsNumber(own) && own->valuedouble != n)
+        return dpk_error_set(err, DPK_EUNSUPPORTED,
+                             "%s/tokenizer_config.json: model_max_length is %.17g, the encoder "
+                             "takes %.17g tokens: want the same",
+                             src->name, own->valuedouble, n);
     if (!(n >= 2 && n <= DPK_TOK_MAX_LENGTH))
         return dpk_error_set(err, DPK_EUNSUPPORTED, "%s: maximum length is %.17g, want 2..%d",
                              src->name, n, DPK_TOK_MAX_LENGTH);
     h->max_length = (uint32_t)n;
+    return DPK_OK;
+}
+
+/* Switches that would give other ids. */
+static int check_switches(const struct dpk_pack_tokenizer *src, const struct dpk_pack_json *j,
+                          dpk_error *err) {
+    static const char *const sides[] = {"padding_side", "truncation_side"};
+    for (size_t i = 0; i < sizeof sides / sizeof *sides; i++) {
+        const cJSON *side = cJSON_GetObjectItemCaseSensitive(j->config, sides[i]);
+        if (cJSON_IsString(side) && strcmp(side->valuestring, "right") != 0)
+            return dpk_error_set(err, DPK_EUNSUPPORTED,
+                                 "%s/tokenizer_config.json: %s is %.40s, supported: right",
+                                 src->name, sides[i], side->valuestring);
+    }
+    if (cJSON_IsTrue(cJSON_GetObjectItemCaseSensitive(j->config, "split_special_tokens")))
+        return dpk_error_set(err, DPK_EUNSUPPORTED,
+                             "%s/tokenizer_config.json: split_special_tokens is true, supported: "
+                             "false",
+                             src->name);
     return DPK_OK;
 }
 
@@ -174,6 +199,7 @@ int dpk_pack_tokenizer(const struct dpk_pack_tokenizer *src, void **blob, size_t
         DPK_FAIL(err, DPK_EARG, "%s: lower_strip is for T5 only", src->name);
     DPK_TRY(dpk_pack_json_read(&json, src, err));
     DPK_TRY(set_max_length(src, &json, &h, err));
+    DPK_TRY(check_switches(src, &json, err));
     h.flags = src->lower_strip ? DPK_TOK_LOWER_STRIP : 0;
     DPK_TRY(dpk_pack_put(&out, &h, sizeof h, err));
     DPK_TRY(dpk_pack_unicode_tables(t5 ? &t5_tables : &clip_tables, &h, &out, err));

@@ -32,6 +32,8 @@ const char *dpk_pack_named_token(const struct dpk_pack_json *j, const char *key,
     return v ? content_of(v) : fallback;
 }
 
+enum { MAX_SPECIALS = 20000 }; /* each is looked for among all */
+
 struct collect {
     const struct dpk_pack_words *vocab;
     const char *name;
@@ -75,6 +77,9 @@ static int add(struct collect *c, const cJSON *v, const char *content, double id
         return dpk_error_set(c->err, DPK_EFORMAT,
                              "%s: special token \"%.100s\" is not in the vocabulary", c->name, s);
     w.id = (uint32_t)id;
+    if (c->out->n >= MAX_SPECIALS)
+        return dpk_error_set(c->err, DPK_EUNSUPPORTED, "%s: more than %d special tokens", c->name,
+                             (int)MAX_SPECIALS);
     struct dpk_pack_word *old = find(c->out, s);
     if (!old) return dpk_pack_word_add(c->out, &w, c->err);
     *old = w;

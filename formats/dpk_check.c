@@ -5,6 +5,7 @@
 
 #include "fail.h"
 #include "tokenizer_blob.h"
+#include "utf8.h"
 
 #include <endian.h>
 #include <inttypes.h>
@@ -181,10 +182,13 @@ int dpk_check_name(const struct dpk_check *c, uint32_t offset, const char *what,
                  what, index, offset);
     const char *s = c->f->strings + offset;
     size_t n = 0;
-    for (; n <= DPK_MAX_NAME && s[n]; n++)
-        if ((uint8_t)s[n] < 0x20 || s[n] == 0x7f)
-            DPK_FAIL(c->err, DPK_EFORMAT, "%s: %s %u: control character %#x in its name", c->path,
-                     what, index, (unsigned)s[n]);
+    for (size_t length; n <= DPK_MAX_NAME && s[n]; n += length) {
+        const uint8_t *at = (const uint8_t *)s + n;
+        length = dpk_utf8_length(at, strnlen(s + n, 4)); /* not 0: the strings are UTF-8 */
+        if (dpk_utf8_is_control(at, length))
+            DPK_FAIL(c->err, DPK_EFORMAT, "%s: %s %u: control character at byte %zu of its name",
+                     c->path, what, index, n);
+    }
     if (n == 0 || n > DPK_MAX_NAME)
         DPK_FAIL(c->err, DPK_EFORMAT, "%s: %s %u: its name has %s, want 1 to %d bytes", c->path,
                  what, index, n ? "more" : "0 bytes", DPK_MAX_NAME);

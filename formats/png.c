@@ -128,11 +128,15 @@ static void on_read(png_structp png, png_bytep data, size_t n) {
     }
 }
 
+enum { MAX_TEXTS = 64, MAX_CHUNK = 2 << 20 }; /* bytes, unpacked */
+
 /* Everything before the pixels; the rows will come as 8-bit RGB. */
 static int decode_info(struct job *job) {
     if (setjmp(png_jmpbuf(job->png))) return job->rc;
     png_set_read_fn(job->png, job, on_read);
     png_set_user_limits(job->png, DPK_PNG_MAX_SIDE, DPK_PNG_MAX_SIDE);
+    png_set_chunk_cache_max(job->png, MAX_TEXTS);
+    png_set_chunk_malloc_max(job->png, MAX_CHUNK);
     png_set_crc_action(job->png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
     png_read_info(job->png, job->info);
     png_set_palette_to_rgb(job->png);

@@ -202,8 +202,8 @@ done:
     return rc;
 }
 
-int dpk_source_stream(struct dpk_source *source, const char *name, struct dpk_stream *stream,
-                      dpk_error *err) {
+static int open_stream(struct dpk_source *source, const char *name, uint64_t max_bytes,
+                       struct dpk_stream *stream, dpk_error *err) {
     memset(stream, 0, sizeof *stream);
     if (source->kind == DPK_SOURCE_FILE) {
         if (name[0])
@@ -214,8 +214,13 @@ int dpk_source_stream(struct dpk_source *source, const char *name, struct dpk_st
     if (!name_is_safe(name))
         return dpk_error_set(err, DPK_EARG, "%s: \"%s\" is not a name inside", source->path, name);
     if (source->kind == DPK_SOURCE_ARCHIVE)
-        return dpk_archive_stream(source->archive, name, stream, err);
+        return dpk_archive_stream(source->archive, name, max_bytes, stream, err);
     return folder_stream(source, name, stream, err);
+}
+
+int dpk_source_stream(struct dpk_source *source, const char *name, struct dpk_stream *stream,
+                      dpk_error *err) {
+    return open_stream(source, name, UINT64_MAX, stream, err);
 }
 
 int dpk_source_read(struct dpk_source *source, const char *name, size_t max_bytes, char **data,
@@ -223,7 +228,7 @@ int dpk_source_read(struct dpk_source *source, const char *name, size_t max_byte
     struct dpk_stream stream;
     int rc = DPK_OK;
     *data = NULL;
-    DPK_TRY(dpk_source_stream(source, name, &stream, err));
+    DPK_TRY(open_stream(source, name, max_bytes, &stream, err)); /* nothing larger is unpacked */
     DPK_TRY(dpk_stream_load(&stream, max_bytes, data, n_bytes, err));
 done:
     dpk_stream_close(&stream);

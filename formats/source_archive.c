@@ -20,7 +20,8 @@ enum {
     KEEP_MEMBER = 4 << 20, /* bytes of a member that is kept in memory */
     KEEP_TOTAL = 64 << 20,
     MAX_MEMBERS = 1 << 20,
-    MAX_LINKS = 8, /* that lead to each other */
+    MAX_NAME = 4096, /* bytes */
+    MAX_LINKS = 8,   /* that lead to each other */
     READ_BUFFER = 256 << 10
 };
 
@@ -227,6 +228,10 @@ static int add_member(struct dpk_archive *a, struct archive_entry *e, const stru
     int rc = DPK_OK;
     int is_link = hard || (soft && archive_entry_filetype(e) == AE_IFLNK);
     if (!name || (!is_link && archive_entry_filetype(e) != AE_IFREG)) return DPK_OK;
+    if (strlen(name) > MAX_NAME || (hard && strlen(hard) > MAX_NAME) ||
+        (soft && strlen(soft) > MAX_NAME))
+        DPK_FAIL(err, DPK_EFORMAT, "%s: member %.200s...: a name of more than %d bytes", a->path,
+                 name, (int)MAX_NAME);
     if (a->n >= MAX_MEMBERS)
         DPK_FAIL(err, DPK_EFORMAT, "%s: more than %d members", a->path, (int)MAX_MEMBERS);
     m.name = normal_name(NULL, name, 0);
@@ -329,8 +334,8 @@ int dpk_archive_open(struct dpk_archive **archive, const char *path, int fd, uin
     struct archive_entry *entry;
     int rc = DPK_OK;
     *archive = NULL;
+    if (a) a->temp_fd = -1;
     if (!a || !(a->path = strdup(path))) DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", path);
-    a->temp_fd = -1;
     a->input.fd = fd;
     a->input.n_bytes = n_bytes;
     DPK_TRY(reader_open(a, err));
@@ -479,8 +484,8 @@ done:
     return rc;
 }
 
-int dpk_archive_stream(struct dpk_archive *a, const char *name, struct dpk_stream *stream,
-                       dpk_error *err) {
+int dpk_archive_stream(struct dpk_archive *a, const char *name, uint64_t max_bytes,
+                       struct dpk_stream *stream, dpk_error *err) {
     struct member *m = find_in_model(a, name);
     char *full = NULL;
     int rc = DPK_OK;
@@ -494,6 +499,9 @@ int dpk_archive_stream(struct dpk_archive *a, const char *name, struct dpk_strea
                                     : "a place outside the archive");
         m = to;
     }
+    if (m->size > max_bytes)
+        DPK_FAIL(err, DPK_EFORMAT, "%s/%s: %llu bytes, at most %llu are allowed", a->path, name,
+                 (unsigned long long)m->size, (unsigned long long)max_bytes);
     if (asprintf(&full, "%s/%s", a->path, name) < 0) {
         full = NULL;
         DPK_FAIL(err, DPK_ENOMEM, "%s: out of memory", a->path);

@@ -31,8 +31,9 @@ void dpk_archive_close(struct dpk_archive *archive);
 int dpk_archive_has(const struct dpk_archive *archive, const char *name);
 int dpk_archive_list(const struct dpk_archive *archive, const char *folder,
                      struct dpk_names *names);
-int dpk_archive_stream(struct dpk_archive *archive, const char *name, struct dpk_stream *stream,
-                       dpk_error *err);
+/* max_bytes: an error for a larger one, before it is unpacked. */
+int dpk_archive_stream(struct dpk_archive *archive, const char *name, uint64_t max_bytes,
+                       struct dpk_stream *stream, dpk_error *err);
 
 /* Where an archive's stored members lie (source_place.c). -1: not stored as it is, or not sure. */
 int64_t dpk_tar_place(int fd, int64_t header, uint64_t size);

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <xxhash.h>
 
-enum { MAX_FILES = 4096, PIECE = 64 << 10 };
+enum { MAX_FILES = 4096, MAX_HEADERS = 512 << 20, PIECE = 64 << 10 };
 
 struct file {
     char *name; /* in the source */
@@ -217,6 +217,7 @@ static int open_shards(struct dpk_tensors **tensors, struct dpk_source *source, 
     cJSON *json = NULL;
     char *full = NULL;
     size_t n = 0;
+    uint64_t header_bytes = 0;
     int rc = DPK_OK;
     *tensors = NULL;
     DPK_TRY(dpk_source_json(source, index, &json, err));
@@ -232,6 +233,10 @@ static int open_shards(struct dpk_tensors **tensors, struct dpk_source *source, 
                      dpk_source_path(source), full, index);
         DPK_TRY(dpk_source_stream(source, full, &stream, err));
         DPK_TRY(add_file(ts, full, &stream, err));
+        header_bytes += ts->files[i].st.header_bytes;
+        if (header_bytes > MAX_HEADERS)
+            DPK_FAIL(err, DPK_EFORMAT, "%s: the headers of its files have over %d bytes", index,
+                     (int)MAX_HEADERS);
     }
     DPK_TRY(gather(ts, err));
     cJSON_ArrayForEach(item, map) {

@@ -446,7 +446,8 @@ class File:
     def name(self, offset, rule):
         s = self.string(offset, rule)
         want(1 <= len(s.encode()) <= 511, rule, "a name of", len(s), "characters")
-        want(not any(ord(c) < 32 or ord(c) == 127 for c in s), rule, "control character")
+        want(not any(ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u2028\u2029" for c in s), rule,
+             "control character")
         return s
 
     def read_metadata(self):

@@ -479,12 +479,42 @@ static void test_wrong_configs(void **state) {
         {"text_encoder/config.json", "quick_gelu", "mish", DPK_EUNSUPPORTED, "mish"},
         {"text_encoder/config.json", "\"hidden_size\": 16", "\"hidden_size\": \"x\"", DPK_EFORMAT,
          "hidden_size"},
+        {"text_encoder/config.json", "\"hidden_size\": 16",
+         "\"use_attention_mask\": true, \"hidden_size\": 16", DPK_EUNSUPPORTED,
+         "use_attention_mask is true"},
+        {"vae/config.json", "\"latent_channels\": 4",
+         "\"shift_factor\": 0.5, \"latent_channels\": 4", DPK_EUNSUPPORTED,
+         "shift_factor is 0.5, supported: 0"},
+        {"tokenizer/tokenizer_config.json", "\"model_max_length\": 77", "\"model_max_length\": 20",
+         DPK_EUNSUPPORTED, "model_max_length is 20, the encoder takes 77"},
+        {"tokenizer_2/tokenizer_config.json", "\"model_max_length\": 77",
+         "\"model_max_length\": 77, \"padding_side\": \"left\"", DPK_EUNSUPPORTED,
+         "padding_side is left"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         const char *model = fresh(state);
         replace_text(in_dir(model, cases[i].file), cases[i].from, cases[i].to);
         expect_failure(state, model, DPK_BF16, cases[i].code, cases[i].words);
     }
+}
+
+/* The index's class runs, and StableDiffusionPipeline changes two of its numbers. */
+static void test_scheduler_of_the_pipeline(void **state) {
+    const char *model = in_dir(*state, "wrong"), *out = in_dir(*state, "imposed.dpk");
+    dpk_error err;
+    struct dpk_file f;
+    shell("rm -rf %s && cp -r tests/data/tiny-sd15 %s", model, model);
+    replace_text(in_dir(model, "model_index.json"), "PNDMScheduler", "DDIMScheduler");
+    replace_text(in_dir(model, "scheduler/scheduler_config.json"), "\"steps_offset\": 1",
+                 "\"steps_offset\": 0");
+    replace_text(in_dir(model, "scheduler/scheduler_config.json"), "\"clip_sample\": false",
+                 "\"clip_sample\": true");
+    convert(&(struct dpk_convert_options){.source = model, .dtype = DPK_BF16}, 0, out);
+    if (dpk_file_open(&f, out, &err)) fail_msg("%s", err.msg);
+    assert_string_equal(dpk_file_meta(&f, "scheduler._class_name"), "DDIMScheduler");
+    assert_string_equal(dpk_file_meta(&f, "scheduler.steps_offset"), "1");
+    assert_string_equal(dpk_file_meta(&f, "scheduler.clip_sample"), "false");
+    dpk_file_close(&f);
 }
 
 /* Parts that are right alone and do not fit together. */
@@ -566,12 +596,19 @@ static void test_cancel(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        TEST(test_every_byte),      TEST(test_archive),
-        TEST(test_other_spellings), TEST(test_other_vae),
-        TEST(test_metadata),        TEST(test_parameter_counts),
-        TEST(test_random_weights),  TEST(test_wrong_models),
-        TEST(test_wrong_configs),   TEST(test_parts_that_do_not_fit),
-        TEST(test_wrong_values),    TEST(test_wrong_tensors),
+        TEST(test_every_byte),
+        TEST(test_archive),
+        TEST(test_other_spellings),
+        TEST(test_other_vae),
+        TEST(test_metadata),
+        TEST(test_parameter_counts),
+        TEST(test_random_weights),
+        TEST(test_wrong_models),
+        TEST(test_wrong_configs),
+        TEST(test_parts_that_do_not_fit),
+        TEST(test_scheduler_of_the_pipeline),
+        TEST(test_wrong_values),
+        TEST(test_wrong_tensors),
         TEST(test_cancel),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

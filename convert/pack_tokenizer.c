@@ -140,15 +140,15 @@ static int set_max_length(const struct dpk_pack_tokenizer *src, const struct dpk
                                  src->name);
         n = v->valuedouble;
     }
+    if (!(n >= 2 && n <= DPK_TOK_MAX_LENGTH))
+        return dpk_error_set(err, DPK_EUNSUPPORTED, "%s: maximum length is %.17g, want 2..%d",
+                             src->name, n, DPK_TOK_MAX_LENGTH);
     const cJSON *own = cJSON_GetObjectItemCaseSensitive(j->config, "model_max_length");
     if (src->kind == DPK_TOKENIZER_CLIP && cJSON_IsNumber(own) && own->valuedouble != n)
         return dpk_error_set(err, DPK_EUNSUPPORTED,
                              "%s/tokenizer_config.json: model_max_length is %.17g, the encoder "
                              "takes %.17g tokens: want the same",
                              src->name, own->valuedouble, n);
-    if (!(n >= 2 && n <= DPK_TOK_MAX_LENGTH))
-        return dpk_error_set(err, DPK_EUNSUPPORTED, "%s: maximum length is %.17g, want 2..%d",
-                             src->name, n, DPK_TOK_MAX_LENGTH);
     h->max_length = (uint32_t)n;
     return DPK_OK;
 }

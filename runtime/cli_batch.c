@@ -150,10 +150,10 @@ static int shard_of_slurm(struct dpk_cli_batch *b, const char *command) {
     uint64_t id = 0, count = 0, least = 0, step = 1;
     bool in_array, counted, set;
     b->shard = b->n_shards = 1;
-    const bool good = env_number("SLURM_ARRAY_TASK_ID", &id, &in_array) &
-                      env_number("SLURM_ARRAY_TASK_COUNT", &count, &counted) &
-                      env_number("SLURM_ARRAY_TASK_MIN", &least, &set) &
-                      env_number("SLURM_ARRAY_TASK_STEP", &step, &set);
+    bool good = env_number("SLURM_ARRAY_TASK_ID", &id, &in_array);
+    good = env_number("SLURM_ARRAY_TASK_COUNT", &count, &counted) && good;
+    good = env_number("SLURM_ARRAY_TASK_MIN", &least, &set) && good;
+    good = env_number("SLURM_ARRAY_TASK_STEP", &step, &set) && good;
     if (!in_array) return CLI_GOOD;
     if (!good || !counted || !step)
         return dpk_cli_usage(command, "SLURM_ARRAY_TASK_ID is set, but _COUNT, _MIN or _STEP of it "

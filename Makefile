@@ -3,6 +3,7 @@ CC    ?= cc
 SAN   ?=
 V     ?=
 OPT   ?= -O2
+DEBUGINFO ?= -g
 PYTHON ?= python3
 
 # For another processor: make ARCH=aarch64, or CC=aarch64-linux-gnu-gcc. Built under build/aarch64, run by $(RUN).
@@ -21,7 +22,7 @@ endif
 PKG_CONFIG ?= $(if $(CROSS),PKG_CONFIG_LIBDIR=/usr/lib/$(CROSS)/pkgconfig) pkg-config
 
 WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla -Werror
-CFLAGS += -std=c11 -D_GNU_SOURCE $(OPT) -g $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread \
+CFLAGS += -std=c11 -D_GNU_SOURCE $(OPT) $(DEBUGINFO) $(WARN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread \
            -ffile-prefix-map=$(CURDIR)=.
 CPPFLAGS += -MMD -MP
 LDFLAGS += -pthread
@@ -156,7 +157,7 @@ deps:
 ## test: everything that must hold: unit, operator, parity, program and hostile-file tests, also under ASan and UBSan
 test: deps
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
+	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 DEBUGINFO=-g1 TEST_SH=
 
 # In front of whole programs, by tests/test_faults_cli.sh.
 FAULTS := $(BUILD)/tests/fault_preload.so

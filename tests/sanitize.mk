@@ -6,7 +6,7 @@ chosen: $(BIN)/diffpak $(addprefix $(BUILD)/tests/,$(TESTS)) $(if $(CONVERT),emu
 
 ## asan: run the tests under AddressSanitizer and UndefinedBehaviorSanitizer; arenas have red zones (runtime/arena_guard.h)
 asan:
-	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 TEST_SH=
+	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan SAN=address,undefined OPT=-O1 DEBUGINFO=-g1 TEST_SH=
 
 ## ubsan: run the tests under UndefinedBehaviorSanitizer alone, optimised as usual, with clang's checks of float conversions
 ubsan:

@@ -90,7 +90,7 @@ bench-cuda:
 
 EMU_LIB := $(if $(filter thread,$(SAN)),,$(if $(shell command -v $(CUDA_CXX) 2>/dev/null),$(LIB)/libdiffpak-cuda-emu.so))
 EMU_OBJ := $(patsubst %,$(BUILD)/obj/emu/%.o,$(CUDA_SRC) $(wildcard tests/cuda_emu/*.cpp))
-EMU_FLAGS = -std=c++17 -D_GNU_SOURCE $(OPT:-O1=-O2) -g -fPIC -fvisibility=hidden -ffp-contract=off -pthread -Wall -Wextra -Wshadow -Werror \
+EMU_FLAGS = -std=c++17 -D_GNU_SOURCE $(OPT:-O1=-O2) $(DEBUGINFO) -fPIC -fvisibility=hidden -ffp-contract=off -pthread -Wall -Wextra -Wshadow -Werror \
     -Wno-unknown-pragmas -fno-strict-aliasing -Itests/cuda_emu -Ikernels/cuda -ffile-prefix-map=$(CURDIR)=. \
     $(if $(SAN),-fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all)
 

@@ -12,11 +12,8 @@ struct clip {
 static int read_config(struct clip *t, const struct dpk_config *c, dpk_error *err) {
     static const char *const acts[] = {"quick_gelu", "gelu", "gelu_new", "silu", NULL};
     static const int act_of[] = {DPK_ACT_QUICK_GELU, DPK_ACT_GELU, DPK_ACT_GELU_TANH, DPK_ACT_SILU};
-    int rc = DPK_OK, act, masked;
-    DPK_TRY(dpk_config_bool(c, "use_attention_mask", 0, &masked, err));
-    if (masked)
-        DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: use_attention_mask is true, supported: false",
-                 c->name);
+    int rc = DPK_OK, act;
+    DPK_TRY(dpk_config_false(c, "use_attention_mask", err));
     DPK_TRY(dpk_config_int(c, "hidden_size", 512, 1, 1 << 16, &t->width, err));
     DPK_TRY(dpk_config_int(c, "intermediate_size", 2048, 1, 1 << 18, &t->ff, err));
     DPK_TRY(dpk_config_int(c, "vocab_size", 49408, 1, 1 << 24, &t->vocab, err));

@@ -19,14 +19,10 @@ static int read_config(struct pixart *x, const struct dpk_config *c, dpk_error *
     static const char *const acts[] = {"gelu-approximate", "gelu", NULL};
     static const int act_of[] = {DPK_ACT_GELU_TANH, DPK_ACT_GELU};
     static const char *const attentions[] = {"default", NULL};
-    static const char *const false_keys[] = {"double_self_attention", "only_cross_attention"};
-    int rc = DPK_OK, i, affine, cross, is_true;
-    for (size_t k = 0; k < sizeof false_keys / sizeof *false_keys; k++) {
-        DPK_TRY(dpk_config_bool(c, false_keys[k], 0, &is_true, err));
-        if (is_true)
-            DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: %s is true, supported: false", c->name,
-                     false_keys[k]);
-    }
+    int rc = DPK_OK, i, cross;
+    DPK_TRY(dpk_config_false(c, "double_self_attention", err));
+    DPK_TRY(dpk_config_false(c, "only_cross_attention", err));
+    DPK_TRY(dpk_config_false(c, "norm_elementwise_affine", err));
     DPK_TRY(dpk_config_choice(c, "attention_type", "default", attentions, &i, err));
     DPK_TRY(dpk_config_choice(c, "norm_type", "ada_norm_single", norms, &i, err));
     DPK_TRY(dpk_config_choice(c, "activation_fn", "gelu-approximate", acts, &i, err));
@@ -40,13 +36,9 @@ static int read_config(struct pixart *x, const struct dpk_config *c, dpk_error *
     DPK_TRY(dpk_config_require(c, "caption_channels", err));
     DPK_TRY(dpk_config_int(c, "caption_channels", 0, 1, 1 << 16, &x->caption, err));
     DPK_TRY(dpk_config_int(c, "sample_size", 128, 1, 4096, &x->sample_size, err));
-    DPK_TRY(dpk_config_bool(c, "norm_elementwise_affine", 0, &affine, err));
     DPK_TRY(dpk_config_double(c, "norm_eps", 1e-6, 1e-12, 1.0, &x->eps, err));
     x->width = x->heads * x->head_dim;
     DPK_TRY(dpk_config_int(c, "cross_attention_dim", x->width, 1, 1 << 16, &cross, err));
-    if (affine)
-        DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: norm_elementwise_affine is true, supported: false",
-                 c->name);
     if (cross != x->width || x->width % 4 != 0)
         DPK_FAIL(err, DPK_EUNSUPPORTED,
                  "%s: cross_attention_dim %d with width %d, supported: equal multiples of 4",

@@ -58,12 +58,8 @@ static int check_options(const struct dpk_config *c, dpk_error *err) {
         if (dpk_config_item(c, null_keys[i]))
             DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: %s is set, supported: null", c->name,
                      null_keys[i]);
-    for (size_t i = 0; i < sizeof false_keys / sizeof *false_keys; i++) {
-        DPK_TRY(dpk_config_bool(c, false_keys[i], 0, &value, err));
-        if (value)
-            DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: %s is true, supported: false", c->name,
-                     false_keys[i]);
-    }
+    for (size_t i = 0; i < sizeof false_keys / sizeof *false_keys; i++)
+        DPK_TRY(dpk_config_false(c, false_keys[i], err));
     for (size_t i = 0; i < sizeof words / sizeof *words; i++) {
         const char *const choices[] = {words[i].only, NULL};
         DPK_TRY(dpk_config_choice(c, words[i].key, words[i].only, choices, &value, err));

@@ -120,6 +120,13 @@ int dpk_config_bool(const struct dpk_config *c, const char *key, int def, int *o
     return DPK_OK;
 }
 
+int dpk_config_false(const struct dpk_config *c, const char *key, dpk_error *err) {
+    int value, rc = dpk_config_bool(c, key, 0, &value, err);
+    if (rc == DPK_OK && value)
+        rc = dpk_error_set(err, DPK_EUNSUPPORTED, "%s: %s is true, supported: false", c->name, key);
+    return rc;
+}
+
 int dpk_config_string(const struct dpk_config *c, const char *key, const char *def,
                       const char **out, dpk_error *err) {
     const cJSON *item = dpk_config_item(c, key);

@@ -31,6 +31,8 @@ int dpk_config_int(const struct dpk_config *c, const char *key, int def, int lo,
 int dpk_config_double(const struct dpk_config *c, const char *key, double def, double lo, double hi,
                       double *out, dpk_error *err);
 int dpk_config_bool(const struct dpk_config *c, const char *key, int def, int *out, dpk_error *err);
+/* A switch that is not supported: absent, null or false, else DPK_EUNSUPPORTED. */
+int dpk_config_false(const struct dpk_config *c, const char *key, dpk_error *err);
 /* def may be NULL. *out belongs to the config, or is def. */
 int dpk_config_string(const struct dpk_config *c, const char *key, const char *def,
                       const char **out, dpk_error *err);

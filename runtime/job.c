@@ -224,8 +224,8 @@ int dpk_job_begin(struct dpk_job *job, dpk_error *err) {
     char what[64];
     snprintf(what, sizeof what, "%u image%s of %ux%u", job->n_images, job->n_images > 1 ? "s" : "",
              p->width, p->height);
-    DPK_TRY(
-        dpk_session_take(job->session, &job->plan, job->host_bytes + job->loop_bytes, what, err));
+    DPK_TRY(dpk_session_take(job->session, &job->plan, job->host_bytes + job->loop_bytes, what,
+                             err));
     job->host = aligned_alloc(DPK_ALIGN, job->host_bytes);
     if (!job->host)
         DPK_FAIL(err, DPK_ENOMEM, "%s: no memory for host buffers of %llu bytes", what,

@@ -24,7 +24,8 @@ __global__ void loop_before_kernel(struct dpk_loop loop, int64_t n) {
         loop.row[1] = row;
         if (loop.step) *loop.step = row;
     }
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; loop.latent && i < n; i += stride) {
+    if (!loop.latent) return;
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += stride) {
         const float v = loop.x[i] * scale;
         loop.latent[i] = v;
         if (loop.guided) loop.latent[n + i] = v;

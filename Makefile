@@ -46,8 +46,8 @@ FLAGS_neonbf16   := $(FLAGS_neondot)+bf16+i8mm
 LEVELS_x86_64    := avx2 avx512 avx512bf16
 LEVELS_aarch64   := neon neonbf16
 LEVELS           := ref $(filter-out $(LEFT_LEVELS),$(LEVELS_$(ARCH)))
-# An extra of a level: more files, no table of their own.
-EXTRAS           := $(if $(filter neon,$(LEVELS)),neondot)
+# Extras of a level: more files, no table of their own.
+EXTRAS           := $(if $(filter neon,$(LEVELS)),neondot) $(if $(filter avx512bf16,$(LEVELS)),avx512)
 ALL_LEVELS       := ref $(LEVELS_x86_64) $(LEVELS_aarch64) neondot
 level_of = $(filter $(ALL_LEVELS),$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 

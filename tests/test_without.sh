@@ -1,6 +1,6 @@
 #!/bin/sh
 # The smallest build (make WITHOUT=...): one level, no int8, no Philox, no library; static by musl where musl-gcc is. What is
-# there gives what the whole build gives, what is not is refused by name.
+# there gives what the whole build gives, what is not is refused by name. Then the build for processors with bfloat16 alone.
 set -u
 build=${BUILD:-build}
 make=${MAKE:-make}
@@ -25,10 +25,10 @@ refuses() { # STATUS WORDS COMMAND...
 parts="int8 philox avx2 avx512 neon"
 if command -v musl-gcc >/dev/null; then
     leaf=$build/leaf/musl/bin/diffpak
-    works "make musl" env -u MAKELEVEL "$make" -j2 --no-print-directory BUILD="$build/leaf" WITHOUT="$parts" musl
+    works "make musl" env -u MAKELEVEL "$make" -j2 --no-print-directory BUILD="$build/leaf" OPT=-O1 WITHOUT="$parts" musl
 else
     leaf=$build/leaf/bin/diffpak
-    works "make WITHOUT" env -u MAKELEVEL "$make" -j2 --no-print-directory BUILD="$build/leaf" WITHOUT="png archive $parts" "$leaf"
+    works "make WITHOUT" env -u MAKELEVEL "$make" -j2 --no-print-directory BUILD="$build/leaf" OPT=-O1 WITHOUT="png archive $parts" "$leaf"
 fi
 needed=$(readelf -d "$leaf" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | tr '\n' ' ')
 echo "$needed" | grep -q 'png\|archive' && bad "the leaf needs $needed" || ok "the leaf needs ${needed:-no library}"
@@ -36,9 +36,9 @@ echo "$needed" | grep -q 'png\|archive' && bad "the leaf needs $needed" || ok "t
 model=$tmp/model.dpk
 works "convert" "$build/bin/diffpak-convert" tests/data/tiny-sdxl -o "$model" -q
 works "quantize" "$build/bin/diffpak-quantize" "$model" -o "$tmp/int8.dpk" --scheme int8-dynamic --filter all -q
-paint() { program=$1; shift; "$program" generate "$model" -p "a cat" --steps 2 --seed 3 -q "$@"; }
-works "the whole build paints" env DPK_ISA=ref "$build/bin/diffpak" generate "$model" -p "a cat" --steps 2 --seed 3 -q \
-    -o "$tmp/whole.png" --trace "$tmp/whole"
+paint() { program=$1; shift; "$program" generate "$model" -p "a cat" --steps 2 --seed 3 -q --width 152 --height 104 "$@"; }
+paint_ref() { (export DPK_ISA=ref; paint "$@"); }
+works "the whole build paints" paint_ref "$build/bin/diffpak" -o "$tmp/whole.png" --trace "$tmp/whole"
 works "the leaf paints" paint "$leaf" -o "$tmp/leaf.png" --trace "$tmp/leaf"
 
 # The PNG that it writes by itself: sums, compression, pixels, text.
@@ -82,6 +82,30 @@ refuses 1 "no kernel for s8 weights" "$leaf" generate "$tmp/int8.dpk" -p "a cat"
 refuses 2 "unknown command bundle" "$leaf" bundle "$model" -o "$tmp/no.tar.zst"
 refuses 1 "this build has ref" env DPK_ISA=avx2 "$leaf" generate "$model" -p "a cat" -q -o "$tmp/no.png"
 refuses 2 "WITHOUT=everything: want some of" "$make" -n WITHOUT=everything
+
+# Without float32: activations are bfloat16, at ref as well; pictures differ from float32's as bfloat16 does (0.009 here).
+bf16=$build/leaf-bf16/bin/diffpak
+works "make WITHOUT=f32" env -u MAKELEVEL "$make" -j2 --no-print-directory BUILD="$build/leaf-bf16" OPT=-O1 WITHOUT="f32 png archive" "$bf16"
+works "convert to float32" "$build/bin/diffpak-convert" tests/data/tiny-sdxl --dtype f32 -o "$tmp/f32.dpk" -q
+works "without f32, ref paints" paint_ref "$bf16" -o "$tmp/ref.png" --trace "$tmp/ref"
+works "without f32, the best level paints" paint "$bf16" -o "$tmp/best.png" --trace "$tmp/best"
+for level in ref best; do
+    python3 - "$tmp/whole/image.npy" "$tmp/$level/image.npy" >"$tmp/out" 2>&1 <<'END'
+import array, struct, sys
+def npy(path):
+    raw = open(path, "rb").read()
+    return array.array("f", raw[10 + struct.unpack_from("<H", raw, 8)[0]:])
+whole, image = npy(sys.argv[1]), npy(sys.argv[2])
+assert len(whole) == len(image)
+mean = sum(abs(a - b) for a, b in zip(whole, image)) / len(whole)
+assert 1e-4 < mean < 0.02, f"off by {mean} on average"
+END
+    [ $? -eq 0 ] && ok "its picture is that of bfloat16 ($level)" || bad "its picture ($level): $(tail -n 1 "$tmp/out")"
+done
+works "without f32, it paints quantized files" "$bf16" generate "$tmp/int8.dpk" -p "a cat" --steps 2 -q --width 152 --height 104 -o "$tmp/best.png"
+refuses 1 "no kernel for f32 weights" "$bf16" generate "$tmp/f32.dpk" -p "a cat" --steps 2 -q -o "$tmp/no.png"
+refuses 1 "this build has ref" env DPK_ISA=avx2 "$bf16" generate "$model" -p "a cat" -q -o "$tmp/no.png"
+
 [ -e "$tmp/no.png" ] && bad "something was written" || ok "what is refused writes nothing"
 
 echo "[  PASSED  ] $passed test(s)."

@@ -32,6 +32,7 @@ static const struct op_entry *find_entry(const struct dpk_call *call) {
 static int cpu_act_dtype(const struct dpk_backend *be, int weight_dtype) {
     const struct dpk_cpu *cpu = (const struct dpk_cpu *)be;
     if (cpu->act_dtype) return cpu->act_dtype;
+    if (!DPK_HAS_f32) return DPK_BF16;
     return weight_dtype == DPK_BF16 && dpk_isa_act_bf16(cpu->isa) ? DPK_BF16 : DPK_F32;
 }
 
@@ -190,6 +191,9 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
     *be = NULL;
     if (o->act_dtype != 0 && o->act_dtype != DPK_F32 && o->act_dtype != DPK_BF16) {
         DPK_FAIL(err, DPK_EARG, "activation type %d: want float32 or bfloat16", o->act_dtype);
+    }
+    if (!DPK_HAS_f32 && o->act_dtype == DPK_F32) {
+        DPK_FAIL(err, DPK_EUNSUPPORTED, "activations of float32: this build is without f32");
     }
     if (o->n_threads < 0) {
         DPK_FAIL(err, DPK_EARG, "threads: %d, want 0 or more", o->n_threads);

@@ -1,12 +1,15 @@
 /* Blocks, tasks and the tile loop of the product (contract: gemm.h). */
 #include "gemm.h"
+#include "scalar.h"
 
 #include <string.h>
 
 void dpk_gemm_pack(const struct dpk_cpu *cpu, void *dst, int a_dtype, const void *src, int x_dtype,
                    size_t n) {
     if (a_dtype == x_dtype) memcpy(dst, src, n * dpk_dtype_bytes(a_dtype));
-    else cpu->k->widen(dst, src, n);
+    else if (a_dtype == DPK_F32) cpu->k->widen(dst, src, n);
+    else
+        for (size_t i = 0; i < n; i++) dpk_elem_put(dst, DPK_BF16, i, ((const float *)src)[i]);
 }
 
 enum { MAX_SHARED = 64 << 20 };

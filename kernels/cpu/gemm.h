@@ -74,8 +74,8 @@ size_t dpk_gemm_plan(const struct dpk_cpu *cpu, struct dpk_gemm *g);
 /* scratch: as much as dpk_gemm_plan said, 64-byte aligned. */
 void dpk_gemm_run(struct dpk_cpu *cpu, const struct dpk_gemm *g, void *scratch);
 
-/* Copy a row piece to a packed row of A: n elements of x_dtype to a_dtype (the same, or bf16 to
- * f32). */
+/* Copy a row piece to a packed row of A: n elements of x_dtype to a_dtype, each of them DPK_F32 or
+ * DPK_BF16; rounds to nearest even. */
 void dpk_gemm_pack(const struct dpk_cpu *cpu, void *dst, int a_dtype, const void *src, int x_dtype,
                    size_t n);
 

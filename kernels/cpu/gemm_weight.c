@@ -8,18 +8,15 @@
 
 #include <string.h>
 
-/* Float products of `w_dtype`: x itself where this level multiplies it. */
-static void choose_tile(struct dpk_gemm *g, const struct dpk_cpu *cpu, int x_dtype, int w_dtype) {
-    g->a_dtype = DPK_F32;
-    if (x_dtype == DPK_BF16 && w_dtype == DPK_BF16 && cpu->k->tile_bf16_bf16.fn) {
-        g->a_dtype = DPK_BF16;
-    }
-    g->tile = dpk_cpu_tile(cpu->isa, g->a_dtype, w_dtype);
+/* Are rows of this type multiplied as bfloat16? A build without f32 rounds the few float32 ones (a
+ * prompt's, a time's) to it. */
+static bool rows_are_bf16(const struct dpk_cpu *cpu, int x_dtype) {
+    return cpu->k->tile_bf16_bf16.fn && (x_dtype == DPK_BF16 || !DPK_HAS_f32);
 }
 
 bool dpk_gemm_weight(struct dpk_gemm *g, const struct dpk_cpu *cpu, const struct dpk_weight *w,
                      int x_dtype) {
-    const bool bf16 = x_dtype == DPK_BF16 && cpu->k->tile_bf16_bf16.fn;
+    const bool bf16 = rows_are_bf16(cpu, x_dtype);
     int group = dpk_panel_group(w->dtype), tile_dtype = w->dtype;
     uint64_t taps = 1, channels = (uint64_t)w->shape.dim[w->shape.rank - 1];
     g->k = cpu->k;
@@ -33,7 +30,9 @@ bool dpk_gemm_weight(struct dpk_gemm *g, const struct dpk_cpu *cpu, const struct
         if (w->dtype == DPK_S8) g->strip_dtype = DPK_BF16;
         if (w->dtype == DPK_S4) g->strip_dtype = bf16 ? DPK_BF16 : DPK_F32;
         if (g->strip_dtype) tile_dtype = g->strip_dtype;
-        choose_tile(g, cpu, x_dtype, tile_dtype);
+        g->a_dtype = bf16 && tile_dtype == DPK_BF16 ? DPK_BF16 : DPK_F32;
+        if (!DPK_HAS_f32 && g->a_dtype == DPK_F32) return false;
+        g->tile = dpk_cpu_tile(cpu->isa, g->a_dtype, tile_dtype);
     }
     if (!g->tile || group == 0) return false;
     if (g->strip_dtype && !g->k->widen_s8) return false; /* a build without int8 */

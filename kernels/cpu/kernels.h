@@ -78,6 +78,7 @@ struct dpk_kernels {
     const struct dpk_attn_columns_kernels *attn_columns; /* NULL: none at this level */
 #define DPK_KERNEL(member, type) type *member;
 #include "kernels.def"
+#include "kernels_f32.def"
 #include "kernels_int8.def"
 #undef DPK_KERNEL
 };

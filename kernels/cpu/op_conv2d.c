@@ -218,6 +218,7 @@ static bool describe_winograd(const struct dpk_cpu *cpu, const struct dpk_call *
         .integers = cpu->k->tile_s16.fn && x->dtype == DPK_BF16 && panels == DPK_BF16,
         .weights = &v->weights,
     };
+    if (!DPK_HAS_f32 && !v->wino.integers) return false;
     if (w->flags & DPK_TENSOR_DYNAMIC) {
         v->wino.direct_gain = quantized_gain(cpu, v->wino.integers);
     }

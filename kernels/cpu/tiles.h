@@ -17,9 +17,10 @@ enum {
     DPK_NP_NEON = 1,
 };
 
-/* The tiles of a level, a row each: F(level, member of struct dpk_kernels without tile_, rows,
- * panels, format of A); S8 and S16 for those of integers. Its function is
- * dpk_tile_<member>_<level>. What a level lacks, a lower one has (dpk_cpu_tile). */
+/* The tiles of a level, a row each: F(level of the function, member of struct dpk_kernels without
+ * tile_, rows, panels, format of A); S8 and S16 for those of integers. The function is
+ * dpk_tile_<member>_<level>. What a level lacks, a lower one has (dpk_cpu_tile); levels of bfloat16
+ * name all that their files need, for a build without f32 has none but ref below them. */
 #define DPK_TILES_ref(F, S8, S16)                                                                  \
     F(ref, f32_f32, DPK_MR_REF, DPK_NP_REF, DPK_A_FLOAT)                                           \
     F(ref, f32_bf16, DPK_MR_REF, DPK_NP_REF, DPK_A_FLOAT)                                          \
@@ -41,6 +42,8 @@ enum {
     S8(avx512, s8_dot, DPK_MR_AVX512, DPK_NP_AVX512, DPK_A_U8)
 #define DPK_TILES_avx512bf16(F, S8, S16)                                                           \
     F(avx512bf16, bf16_bf16, DPK_MR_AVX512, DPK_NP_AVX512, DPK_A_FLOAT)                            \
+    S8(avx512, s8, DPK_MR_AVX512, DPK_NP_AVX512, DPK_A_S16)                                        \
+    S8(avx512, s8_dot, DPK_MR_AVX512, DPK_NP_AVX512, DPK_A_U8)                                     \
     S16(avx512bf16, s16, DPK_MR_AVX512, DPK_NP_AVX512)
 #define DPK_TILES_neon(F, S8, S16)                                                                 \
     F(neon, f32_f32, DPK_MR_NEON, DPK_NP_NEON, DPK_A_FLOAT)                                        \

@@ -13,6 +13,7 @@
 
 #define DPK_KERNEL(member, type) type DPK_LEVEL_FN(member);
 #include "../kernels.def"
+#include "../kernels_f32.def"
 #include "../kernels_int8.def"
 #undef DPK_KERNEL
 

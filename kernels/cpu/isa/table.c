@@ -23,6 +23,9 @@ const struct dpk_kernels DPK_LEVEL_FN(kernels) = {
 #endif
 #define DPK_KERNEL(member, type) .member = DPK_LEVEL_FN(member),
 #include "../kernels.def"
+#if DPK_HAS_f32
+#include "../kernels_f32.def"
+#endif
 #if DPK_HAS_int8
 #include "../kernels_int8.def"
 #endif

@@ -147,8 +147,15 @@ done:
 static int read_merges_json(struct clip *c) {
     const cJSON *model = cJSON_GetObjectItemCaseSensitive(c->json->tokenizer, "model");
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(model, "merges"), *v;
+    const char *type = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(model, "type"));
+    const char *end =
+        cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(model, "end_of_word_suffix"));
     int rc = DPK_OK;
     size_t number = 0;
+    if (!type || strcmp(type, "BPE") != 0 || !end || strcmp(end, "</w>") != 0)
+        DPK_FAIL(c->err, DPK_EUNSUPPORTED,
+                 "%s/tokenizer.json: model %.40s with end_of_word_suffix %.40s, want BPE with </w>",
+                 c->src->name, type ? type : "?", end ? end : "?");
     if (!cJSON_IsArray(list))
         DPK_FAIL(c->err, DPK_EFORMAT, "%s/tokenizer.json: there are no merges", c->src->name);
     cJSON_ArrayForEach(v, list) {

@@ -86,7 +86,7 @@ static int want_state(const struct dpk_writer *w, enum state state, const char *
 
 int dpk_writer_create(struct dpk_writer **out, const char *path, dpk_error *err) {
     struct dpk_writer *w = NULL;
-    const char *name = path ? path : "";
+    const char *name = path ? path : "the model"; /* in messages */
     uint32_t offset;
     int rc = DPK_OK;
     *out = NULL;

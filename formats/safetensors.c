@@ -60,8 +60,14 @@ static void *grow(void *array, size_t *cap, size_t size) {
     return p;
 }
 
-/* Names appear in messages of one line and in the .dpk file: no control characters. */
+enum { MAX_NAME = 255 /* bytes; those of models have about 100 */ };
+
+/* Names appear in messages of one line and in the .dpk file: not long, no control characters. */
 static int check_name(const struct parser *p, const char *name, dpk_error *err) {
+    if (strlen(name) > MAX_NAME)
+        return dpk_error_set(err, DPK_EFORMAT,
+                             "%s: tensor name of %zu bytes, want at most %d: %.64s...",
+                             p->scan.name, strlen(name), MAX_NAME, name);
     for (const char *c = name; *c; c++)
         if ((unsigned char)*c < 0x20 || *c == 0x7f)
             return dpk_error_set(err, DPK_EFORMAT, "%s: tensor name with control character 0x%02x",

@@ -330,7 +330,9 @@ int dpk_filter_parse(struct dpk_filter **out, const char *name, const char *text
         if ((uint8_t)f->text[i] < 0x20 && !memchr("\t\r\n", f->text[i], 3))
             DPK_FAIL(err, DPK_EFORMAT, "%s: control character %#x at byte %zu: not a text file",
                      name, (unsigned)f->text[i], i);
-    for (char *line = f->text, *end = f->text + n_bytes; line < end;) {
+    char *line = f->text, *end = f->text + n_bytes;
+    if (!strncmp(line, "\xef\xbb\xbf", 3)) line += 3; /* a byte order mark */
+    while (line < end) {
         char *next = memchr(line, '\n', (size_t)(end - line));
         if (!next) next = end;
         *next = 0;

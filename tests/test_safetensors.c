@@ -194,6 +194,27 @@ static void test_bad(void **state) {
     }
 }
 
+/* Names that would push what is wrong out of a message. */
+static void test_long_names(void **state) {
+    (void)state;
+    for (int n = 255; n <= 256; n++) {
+        char header[512], name[257];
+        struct dpk_safetensors st;
+        dpk_error err = {0};
+        memset(name, 'n', sizeof name);
+        name[n] = 0;
+        snprintf(header, sizeof header, "{\"%s\":{" D S O "}}", name);
+        int rc = open_text(&st, header, strlen(header), 4, &err);
+        if (n == 255) {
+            assert_int_equal(rc, DPK_OK);
+            dpk_st_close(&st);
+        } else {
+            assert_int_equal(rc, DPK_EFORMAT);
+            assert_non_null(strstr(err.msg, "name of 256 bytes, want at most 255: nnn"));
+        }
+    }
+}
+
 static void test_lengths(void **state) {
     static const uint8_t files[][12] = {
         {0},
@@ -352,6 +373,7 @@ int main(void) {
         cmocka_unit_test(test_good),
         cmocka_unit_test(test_dtypes),
         cmocka_unit_test(test_bad),
+        cmocka_unit_test(test_long_names),
         cmocka_unit_test(test_lengths),
         cmocka_unit_test(test_truncated),
         cmocka_unit_test(test_flipped),

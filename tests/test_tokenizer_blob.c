@@ -229,6 +229,8 @@ static void test_tokenizer_json(void **state) {
     struct folder f;
     folder_open(&f, CLIP, SHAPES, 0);
     cJSON *root = cJSON_CreateObject(), *model = cJSON_AddObjectToObject(root, "model");
+    cJSON_AddStringToObject(model, "type", "BPE");
+    cJSON *end = cJSON_AddStringToObject(model, "end_of_word_suffix", "</w>");
     cJSON_AddItemToObject(model, "vocab",
                           cJSON_ParseWithLength(f.src.vocab.data, f.src.vocab.n_bytes));
     cJSON *merges = cJSON_AddArrayToObject(model, "merges");
@@ -258,6 +260,11 @@ static void test_tokenizer_json(void **state) {
     assert_memory_equal(blob, plain.blob, n_bytes);
     free(blob);
     packed_free(&plain);
+    free(json);
+    cJSON_SetValuestring(end, ""); /* GPT-2's words begin with their space instead */
+    json = cJSON_PrintUnformatted(root);
+    s.tokenizer = text(json);
+    refuse(&s, DPK_EUNSUPPORTED, "want BPE with </w>");
     free(json);
     free(lines);
     cJSON_Delete(root);

@@ -176,6 +176,7 @@ static int convert(const struct arguments *a) {
     dpk_error err;
     struct progress p = {dpk_tool_bar_make(a->quiet), seconds()};
     int rc = dpk_conversion_open(&c, &a->convert, &err);
+    dpk_tool_catch_signals(); /* now there will be a file to remove */
     if (rc == DPK_OK)
         rc = dpk_builder_write(dpk_conversion_builder(c), a->output, 0, show_progress, &p, &err);
     dpk_tool_bar_clear(&p.bar);
@@ -189,10 +190,7 @@ int main(int argc, char **argv) {
     struct arguments a = {.convert = {.dtype = DPK_BF16}};
     bool done;
     int status = parse(argc, argv, &a, &done);
-    if (status == DPK_TOOL_GOOD && !done) {
-        dpk_tool_catch_signals();
-        status = convert(&a);
-    }
+    if (status == DPK_TOOL_GOOD && !done) status = convert(&a);
     for (int i = 0; i < a.convert.n_loras; i++) free(a.lora_paths[i]);
     return dpk_tool_finish(&tool, status);
 }

@@ -106,7 +106,10 @@ void dpk_tool_bar_clear(struct dpk_tool_bar *bar) {
 static volatile sig_atomic_t interrupted;
 
 static void on_signal(int number) {
-    (void)number;
+    if (interrupted) {
+        signal(number, SIG_DFL);
+        raise(number); /* when this returns */
+    }
     interrupted = 1;
 }
 

@@ -25,28 +25,28 @@ INSTALLED = $(addprefix $(BINDIR)/,$(PROGRAMS)) \
 
 ## install: programs, libraries, headers, pkg-config and CMake files, manual, completions (DESTDIR=, PREFIX=/usr/local)
 install: all
-	$(INSTALL) -d $(sort $(dir $(addprefix $(DESTDIR),$(INSTALLED))))
-	$(INSTALL) -m 755 $(addprefix $(BIN)/,$(PROGRAMS)) $(DESTDIR)$(BINDIR)
-	$(INSTALL) -m 644 $(LIB)/libdiffpak.a $(DESTDIR)$(LIBDIR)
-	$(INSTALL) -m 755 $(LIB)/libdiffpak.so $(DESTDIR)$(LIBDIR)/libdiffpak.so.$(VERSION)
-	if [ -e $(LIB)/libdiffpak-cuda.so ]; then $(INSTALL) -m 755 $(LIB)/libdiffpak-cuda.so $(DESTDIR)$(LIBDIR); fi
-	ln -sf libdiffpak.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libdiffpak.so.$(SOVERSION)
-	ln -sf libdiffpak.so.$(SOVERSION) $(DESTDIR)$(LIBDIR)/libdiffpak.so
-	$(INSTALL) -m 644 runtime/diffpak.h formats/dpk_error.h $(DESTDIR)$(INCDIR)
-	$(fill) $(PACKAGE)/diffpak.pc.in >$(DESTDIR)$(LIBDIR)/pkgconfig/diffpak.pc
+	for d in $(sort $(dir $(INSTALLED))); do $(INSTALL) -d "$(DESTDIR)$$d" || exit 1; done
+	$(INSTALL) -m 755 $(addprefix $(BIN)/,$(PROGRAMS)) "$(DESTDIR)$(BINDIR)"
+	$(INSTALL) -m 644 $(LIB)/libdiffpak.a "$(DESTDIR)$(LIBDIR)"
+	$(INSTALL) -m 755 $(LIB)/libdiffpak.so "$(DESTDIR)$(LIBDIR)/libdiffpak.so.$(VERSION)"
+	if [ -e $(LIB)/libdiffpak-cuda.so ]; then $(INSTALL) -m 755 $(LIB)/libdiffpak-cuda.so "$(DESTDIR)$(LIBDIR)"; fi
+	ln -sf libdiffpak.so.$(VERSION) "$(DESTDIR)$(LIBDIR)/libdiffpak.so.$(SOVERSION)"
+	ln -sf libdiffpak.so.$(SOVERSION) "$(DESTDIR)$(LIBDIR)/libdiffpak.so"
+	$(INSTALL) -m 644 runtime/diffpak.h formats/dpk_error.h "$(DESTDIR)$(INCDIR)"
+	$(fill) $(PACKAGE)/diffpak.pc.in >"$(DESTDIR)$(LIBDIR)/pkgconfig/diffpak.pc"
 	for f in diffpak-config.cmake diffpak-config-version.cmake; do \
-	    $(fill) $(PACKAGE)/$$f.in >$(DESTDIR)$(LIBDIR)/cmake/diffpak/$$f || exit 1; done
-	$(INSTALL) -m 644 $(wildcard runtime/*.1 convert/*.1 quantize/*.1) $(DESTDIR)$(MANDIR)/man1
-	$(INSTALL) -m 644 formats/dpk.5 $(DESTDIR)$(MANDIR)/man5
-	$(INSTALL) -m 644 $(PACKAGE)/diffpak.bash $(DESTDIR)$(DATADIR)/bash-completion/completions/diffpak
+	    $(fill) $(PACKAGE)/$$f.in >"$(DESTDIR)$(LIBDIR)/cmake/diffpak/$$f" || exit 1; done
+	$(INSTALL) -m 644 $(wildcard runtime/*.1 convert/*.1 quantize/*.1) "$(DESTDIR)$(MANDIR)/man1"
+	$(INSTALL) -m 644 formats/dpk.5 "$(DESTDIR)$(MANDIR)/man5"
+	$(INSTALL) -m 644 $(PACKAGE)/diffpak.bash "$(DESTDIR)$(DATADIR)/bash-completion/completions/diffpak"
 	for p in $(filter-out diffpak,$(PROGRAMS)); do \
-	    ln -sf diffpak $(DESTDIR)$(DATADIR)/bash-completion/completions/$$p || exit 1; done
-	$(INSTALL) -m 644 $(PACKAGE)/_diffpak $(DESTDIR)$(DATADIR)/zsh/site-functions
+	    ln -sf diffpak "$(DESTDIR)$(DATADIR)/bash-completion/completions/$$p" || exit 1; done
+	$(INSTALL) -m 644 $(PACKAGE)/_diffpak "$(DESTDIR)$(DATADIR)/zsh/site-functions"
 
 ## uninstall: remove what install put there (same DESTDIR and PREFIX)
 uninstall:
-	rm -f $(addprefix $(DESTDIR),$(INSTALLED) $(LIBDIR)/libdiffpak-cuda.so)
-	for d in $(INCDIR) $(LIBDIR)/cmake/diffpak; do rmdir $(DESTDIR)$$d 2>/dev/null || :; done
+	for f in $(INSTALLED) $(LIBDIR)/libdiffpak-cuda.so; do rm -f "$(DESTDIR)$$f"; done
+	for d in $(INCDIR) $(LIBDIR)/cmake/diffpak; do rmdir "$(DESTDIR)$$d" 2>/dev/null || :; done
 
 ## dist: the sources of the last commit as build/diffpak-VERSION.tar.zst
 dist:

@@ -54,7 +54,7 @@ level_of = $(filter $(ALL_LEVELS),$(lastword $(subst _, ,$(basename $(notdir $(1
 # Third-party libraries of the tools; the runtime library has none.
 PKGS_TOOLS := libarchive libcjson libxxhash libutf8proc libpng
 TOOL_CFLAGS = $(shell $(PKG_CONFIG) --cflags $(PKGS_TOOLS) 2>/dev/null)
-TOOL_LIBS   = $(shell $(PKG_CONFIG) --libs libarchive libcjson libxxhash libutf8proc libpng 2>/dev/null) -lm
+TOOL_LIBS   = $(shell $(PKG_CONFIG) --libs $(PKGS_TOOLS) 2>/dev/null) -lm
 CLI_LIBS    = $(if $(strip $(CLI_PKGS)),$(shell $(PKG_CONFIG) --libs $(CLI_PKGS) 2>/dev/null)) -lm
 
 # The reading half of formats/, all that the runtime takes from it.

@@ -18,7 +18,7 @@ struct dpk_clip_opt {
 };
 struct dpk_clip_result {
     uint32_t context, pooled; /* ACT; pooled 0 without projection */
-    int width, tokens, pooled_width;
+    int width, tokens;
 };
 int dpk_arch_clip(struct dpk_prog *p, const struct dpk_config *config,
                   const struct dpk_clip_opt *opt, uint32_t ids, struct dpk_clip_result *result,

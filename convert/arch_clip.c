@@ -89,7 +89,6 @@ int dpk_arch_clip(struct dpk_prog *p, const struct dpk_config *config,
         h = dpk_build_eos_pool(p, h, ids, t.eos == 2 ? -1 : t.eos);
         result->pooled =
             dpk_build_linear(p, "text_projection", h, t.projection, t.width, .no_bias = true);
-        result->pooled_width = t.projection;
     }
 done:
     return rc;

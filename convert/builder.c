@@ -209,8 +209,6 @@ const struct dpk_weight_plan *dpk_builder_weight(const struct dpk_builder *b, si
     return &b->weights[b->order[i]];
 }
 
-uint64_t dpk_builder_weight_bytes(const struct dpk_builder *b) { return b->weight_bytes; }
-
 size_t dpk_builder_n_ops(const struct dpk_builder *b) {
     size_t n = 0;
     for (const struct dpk_prog *p = b->programs; p; p = p->next) n += p->n_ops;

@@ -164,7 +164,6 @@ int dpk_builder_seal(struct dpk_builder *b, dpk_error *err);
 size_t dpk_builder_n_weights(const struct dpk_builder *b);
 /* Weight i of the file's table; after seal. */
 const struct dpk_weight_plan *dpk_builder_weight(const struct dpk_builder *b, size_t i);
-uint64_t dpk_builder_weight_bytes(const struct dpk_builder *b); /* of all; after seal */
 size_t dpk_builder_n_ops(const struct dpk_builder *b);
 const char *dpk_builder_meta_get(const struct dpk_builder *b, const char *key); /* NULL: none */
 

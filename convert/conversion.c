@@ -118,7 +118,9 @@ int dpk_conversion_part(struct dpk_conversion *c, const char *name, const char *
     DPK_TRY(source ? dpk_config_open(json, source, file.s, err)
                    : dpk_conversion_config(c, file.s, json, err));
     DPK_TRY(dpk_config_string(json, "_class_name", classes[0], &class_name, err));
-    DPK_TRY(check_class(json->name, class_name, classes, err));
+    const struct dpk_name read = dpk_namef(source ? "--vae %s: %s" : "%s: %s",
+                                           source ? c->options.vae : c->options.source, json->name);
+    DPK_TRY(check_class(read.s, class_name, classes, err));
     DPK_TRY(dpk_conversion_open_weights(c, source, folder, err));
     *component = part;
     *config = json;

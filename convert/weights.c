@@ -264,16 +264,13 @@ done:
 
 struct dpk_weight_units dpk_weight_units(const struct dpk_weight_plan *w) {
     const struct dpk_shape *s = &w->shape;
-    struct dpk_weight_units u = {.unit_rows = 1, .n_units = 1, .row = 1};
+    struct dpk_weight_units u = {.n_units = 1, .row = 1};
     const uint64_t bytes = dpk_weight_bytes(w->dtype, w->layout, s);
     for (int i = s->rank == 1 ? 0 : 1; i < s->rank; i++) u.row *= (uint64_t)s->dim[i];
     const uint64_t rows = s->rank == 1 ? 1 : (uint64_t)s->dim[0];
-    if (w->layout == DPK_LAYOUT_RAW) {
-        u.n_units = rows;
-    } else {
-        u.unit_rows = 16;
-        u.n_units = w->layout == DPK_LAYOUT_PANEL_GLU ? (rows / 2 + 7) / 8 : (rows + 15) / 16;
-    }
+    if (w->layout == DPK_LAYOUT_RAW) u.n_units = rows;
+    else if (w->layout == DPK_LAYOUT_PANEL_GLU) u.n_units = (rows / 2 + 7) / 8;
+    else u.n_units = (rows + 15) / 16;
     u.unit_bytes = bytes / u.n_units;
     return u;
 }

@@ -108,8 +108,7 @@ int dpk_weight_read_rows(const struct dpk_weight_plan *w, uint64_t first, uint64
  * n_units units (panels, or rows), unit_bytes each, one after the other. */
 struct dpk_weight_units {
     uint64_t n_units, unit_bytes;
-    uint64_t unit_rows; /* 16 for panels, 1 for rows */
-    uint64_t row;       /* elements of a source row */
+    uint64_t row; /* elements of a source row */
 };
 struct dpk_weight_units dpk_weight_units(const struct dpk_weight_plan *w);
 

@@ -98,7 +98,10 @@ int dpk_check_table(const uint8_t table[DPK_TABLE_BYTES], uint64_t file_bytes, c
     memcpy(&h, table, sizeof h);
     memcpy(sections, table + sizeof h, sizeof sections);
     if (memcmp(h.magic, DPK_MAGIC, sizeof h.magic) != 0)
-        DPK_FAIL(err, DPK_EFORMAT, "%s: not a .dpk file (its first 8 bytes are others)", path);
+        DPK_FAIL(err, DPK_EFORMAT, "%s: not a .dpk file (%s)", path,
+                 memcmp(h.magic, "\x28\xb5\x2f\xfd", 4) /* zstd: RFC 8878 */
+                     ? "its first 8 bytes are others"
+                     : "compressed by zstd: of a bundle, diffpak unbundle makes one");
     if (h.version != DPK_VERSION)
         DPK_FAIL(err, DPK_EFORMAT, "%s: format version %u, this program reads version %d", path,
                  h.version, DPK_VERSION);
@@ -128,20 +131,6 @@ done:
 
 /* ---- Strings and names ---- */
 
-/* Bytes of the UTF-8 character at p[0 .. n), n > 0; 0 if it is not one (Unicode, table 3-7). */
-static size_t utf8_length(const uint8_t *p, size_t n) {
-    const uint8_t c = p[0];
-    if (c < 0x80) return 1;
-    const size_t len = c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : c < 0xf5 ? 4 : 0;
-    if (len == 0 || len > n) return 0;
-    const uint8_t lo = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : 0x80;
-    const uint8_t hi = c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : 0xbf;
-    if (p[1] < lo || p[1] > hi) return 0;
-    for (size_t i = 2; i < len; i++)
-        if ((p[i] & 0xc0) != 0x80) return 0;
-    return len;
-}
-
 static int check_strings(const struct dpk_check *c) {
     const struct dpk_section *s = &c->f->sections[DPK_SECTION_STRINGS - 1];
     const uint8_t *p = c->f->front + s->offset;
@@ -151,7 +140,7 @@ static int check_strings(const struct dpk_check *c) {
         DPK_FAIL(c->err, DPK_EFORMAT,
                  "%s: section strings: want an empty string first and a zero byte last", c->path);
     for (uint64_t i = 0; i < s->bytes;) {
-        const size_t len = utf8_length(p + i, (size_t)(s->bytes - i));
+        const size_t len = dpk_utf8_length(p + i, (size_t)(s->bytes - i));
         if (len == 0)
             DPK_FAIL(c->err, DPK_EFORMAT, "%s: section strings: no UTF-8 at byte %" PRIu64, c->path,
                      i);
@@ -339,11 +328,14 @@ static int check_quantization(const struct dpk_check *c, const struct dpk_tensor
         const int32_t channels = t->dim[t->rank - 1]; /* no group spans two taps of a kernel */
         int64_t k = 1;                                /* values of a row; below 2^40 */
         for (uint32_t i = 1; i < t->rank; i++) k *= t->dim[i];
-        if (t->group == 0 || t->group % 8 || (uint32_t)channels % t->group ||
-            k / t->group > INT32_MAX)
+        if (t->group == 0 || t->group % 8 || (uint32_t)channels % t->group)
             DPK_FAIL(c->err, DPK_EFORMAT,
                      "%s: tensor %.100s: group %u, want a multiple of 8 that divides %d channels",
                      c->path, name, t->group, channels);
+        if (k / t->group > INT32_MAX)
+            DPK_FAIL(c->err, DPK_EFORMAT,
+                     "%s: tensor %.100s: %" PRId64 " groups a row, want below 2^31", c->path, name,
+                     k / t->group);
         DPK_TRY(check_companion(c, t, "scale", t->scale, DPK_F32, (int32_t)(k / t->group)));
     }
 done:

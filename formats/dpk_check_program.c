@@ -14,6 +14,14 @@ struct case_program {
     const struct dpk_program *p;
 };
 
+/* dpk_check_name, of something of this program. */
+static int check_name(const struct case_program *k, uint32_t name, const char *what, uint32_t i) {
+    char place[80];
+    if (dpk_check_name(k->c, name, what, i) == DPK_OK) return DPK_OK;
+    snprintf(place, sizeof place, "program %.50s: %s", k->p->name, what);
+    return dpk_check_name(k->c, name, place, i);
+}
+
 static int check_value(const struct case_program *k, uint32_t v) {
     const struct dpk_check *c = k->c;
     const struct dpk_program *p = k->p;
@@ -31,7 +39,7 @@ static int check_value(const struct case_program *k, uint32_t v) {
         DPK_FAIL(c->err, DPK_EFORMAT, "%s: program %.50s: value %u: type %u is %s", c->path,
                  p->name, v, value->type,
                  value->type == DPK_VALUE_I32 ? "no operator's result" : "unknown");
-    if (is_input || is_output) DPK_TRY(dpk_check_name(c, value->name, "value", v));
+    if (is_input || is_output) DPK_TRY(check_name(k, value->name, "value", v));
     else if (value->name)
         DPK_FAIL(c->err, DPK_EFORMAT,
                  "%s: program %.50s: value %u: name %u, want 0 (neither input nor output)", c->path,
@@ -190,7 +198,7 @@ static int check_op(const struct case_program *k, uint32_t i) {
     dpk_error why = {0};
     int rc = DPK_OK;
     if (!info) DPK_FAIL(c->err, DPK_EFORMAT, "%s: opcode %u is unknown", PLACE(k, i), op->opcode);
-    if (op->name) DPK_TRY(dpk_check_name(c, op->name, "operator", i));
+    if (op->name) DPK_TRY(check_name(k, op->name, "operator", i));
     if (!dpk_check_all_zero(op->zero, sizeof op->zero))
         DPK_FAIL(c->err, DPK_EFORMAT, "%s: reserved words are not zero", PLACE(k, i));
     for (int j = info->n_attr; j < DPK_MAX_ATTR; j++)

@@ -1,5 +1,6 @@
 #include "source.h"
 
+#include "dpk.h"
 #include "fail.h"
 #include "source_impl.h"
 
@@ -88,8 +89,11 @@ int dpk_source_open(struct dpk_source **source, const char *path, dpk_error *err
     } else {
         s->n_bytes = (uint64_t)st.st_size;
         s->kind = is_safetensors(s->fd, s->n_bytes) ? DPK_SOURCE_FILE : DPK_SOURCE_ARCHIVE;
-        if (dpk_pread_all(s->fd, head, sizeof head, 0) && dpk_is_bare_pickle(head))
-            DPK_FAIL(err, DPK_EUNSUPPORTED, DPK_PICKLE_MESSAGE, path);
+        if (!dpk_pread_all(s->fd, head, sizeof head, 0)) memset(head, 0, sizeof head);
+        if (dpk_is_bare_pickle(head)) DPK_FAIL(err, DPK_EUNSUPPORTED, DPK_PICKLE_MESSAGE, path);
+        if (memcmp(head, DPK_MAGIC, sizeof head) == 0)
+            DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: is packed already, want the model it came from",
+                     path);
         if (s->kind == DPK_SOURCE_ARCHIVE)
             DPK_TRY(dpk_archive_open(&s->archive, path, s->fd, s->n_bytes, err));
     }

@@ -23,15 +23,15 @@ static const char help[] =
     "                         get faster by a tenth on this machine), or a file\n"
     "  --convs                k x k convolutions as well, where the filter has them\n"
     "  --convention NAME      rule of 8-bit scales: diffusion-fast (default) or torchao\n"
-    "  --dry-run              list every layer and what would happen to it; write nothing. IN may\n"
-    "                         be a model that is not packed yet; of a folder its configs will do\n"
+    "  --dry-run              list every layer and what would happen to it; write no model.\n"
+    "                         IN may be one that is not packed yet; of a folder its configs do\n"
     "  --json                 print JSON: the list with --dry-run, else the report\n"
     "  -q, --quiet            print nothing but errors and what was asked for\n"
     "  --help, --version\n"
     "\n"
     "Quality, measured by running the model before and after:\n"
     "  --report FILE          .html: a page with charts and pictures, .json: all numbers;\n"
-    "                         may be given twice\n"
+    "                         up to four times\n"
     "  --max-error X          write nothing if the final latent's relative error is above X\n"
     "  --sensitivity          try each layer alone and rank them\n"
     "  --budget SIZE|DB       rank, then choose from the filter's layers: 500MB, as few as make\n"
@@ -143,6 +143,11 @@ static bool measures(const struct arguments *a) {
     return a->n_reports || a->max_error >= 0 || a->sensitivity || a->budget;
 }
 
+static bool is_same_file(const char *a, const char *b) {
+    struct stat s, t;
+    return stat(a, &s) == 0 && stat(b, &t) == 0 && s.st_dev == t.st_dev && s.st_ino == t.st_ino;
+}
+
 static int parse(int argc, char **argv, struct arguments *a, bool *done) {
     const struct dpk_tool_option options[] = {
         {.name = "--output", .letter = "-o", .text = &a->output},
@@ -169,6 +174,9 @@ static int parse(int argc, char **argv, struct arguments *a, bool *done) {
     if (!a->output && !a->dry_run) return dpk_tool_usage(&tool, "-o OUT.dpk is missing");
     if (!a->has_scheme && (!a->dry_run || measures(a)))
         return dpk_tool_usage(&tool, "--scheme is missing");
+    if (a->output && is_same_file(a->input, a->output))
+        return dpk_tool_usage(&tool, "-o %s: is the input, which is needed to quantize otherwise",
+                              a->output);
     for (int i = 0; i < a->n_reports && a->output; i++)
         if (strcmp(a->report[i], a->output) == 0)
             return dpk_tool_usage(&tool, "--report %s: is the output, too", a->output);

@@ -57,6 +57,9 @@ int dpk_cli_parse_rest(int argc, char **argv, const struct dpk_cli_option *optio
  * Both return as dpk_cli_parse does, the line beginning with `command`. */
 int dpk_cli_set(const char *command, const struct dpk_cli_option *option, const char *value);
 int dpk_cli_append(const char *command, struct dpk_cli_list *list, const char *text);
+/* Find out before the work whether a file can be written: no folder, a name that the system takes,
+ * in a folder to write to, not in place of a packed model. */
+int dpk_cli_check_output(const char *path, dpk_error *err);
 /* The model of a command that computes: guarded against a file that is cut short meanwhile. */
 int dpk_cli_open_model(dpk_model **model, const char *path, bool no_mmap, dpk_error *err);
 #define CLI_N(array) (sizeof(array) / sizeof *(array))

@@ -87,6 +87,8 @@ static int read_line(struct dpk_cli_line *line, const char *path, char *text,
     int status = text[0] == '{' ? read_object(line, command, text)
                                 : set_key(line, command, "prompt", text, true);
     if (status) return CLI_FAILED;
+    if (!line->picture.init && line->picture.strength == defaults->strength)
+        line->picture.strength = -1; /* for the lines that have a picture to start from */
     if (!line->picture.seeds.n && defaults->seeds.n)
         status = dpk_cli_append(command, &line->picture.seeds, defaults->seeds.at[0]);
     if (!status && (line->picture.prompts.n > 1 || line->picture.seeds.n > 1))

@@ -180,9 +180,12 @@ int dpk_cli_batch_paint(struct dpk_cli_batch *batch, const char *model_path, con
     r.list = open_memstream(&r.list_text, &r.list_size);
     if (!r.list) DPK_FAIL(err, DPK_ENOMEM, "no memory for the manifest");
     DPK_TRY(check_lines(&r, err));
-    if (mkdir(folder, 0777) && (errno != EEXIST || access(folder, W_OK | X_OK) ||
-                                stat(folder, &st) || !S_ISDIR(st.st_mode)))
-        DPK_FAIL(err, DPK_EIO, "%s: not a folder to write to: %s", folder, strerror(errno));
+    if (mkdir(folder, 0777) && errno != EEXIST)
+        DPK_FAIL(err, DPK_EIO, "%s: cannot make the folder: %s", folder, strerror(errno));
+    if (stat(folder, &st) == 0 && !S_ISDIR(st.st_mode))
+        DPK_FAIL(err, DPK_EIO, "%s: is a file, want a folder to write to", folder);
+    if (access(folder, W_OK | X_OK))
+        DPK_FAIL(err, DPK_EIO, "%s: cannot write there: %s", folder, strerror(errno));
     dpk_cli_bar_start(&r.bar, quiet);
     rc = paint_lines(&r, err);
     dpk_cli_bar_end(&r.bar);

@@ -240,6 +240,7 @@ static int bench(struct request *q, dpk_error *err) {
     dpk_session *session = NULL;
     struct bench b = {.q = q, .j = {stdout, false}, .began = dpk_cli_seconds()};
     q->params.prompts = prompt;
+    if (q->trace_path) DPK_TRY(dpk_cli_check_output(q->trace_path, err));
     DPK_TRY(dpk_model_open(&model, q->path, err));
     if (q->program && !dpk_file_program(dpk_cli_model_file(model), q->program))
         DPK_FAIL(err, DPK_EARG, "%s: no program %.40s", q->path, q->program);

@@ -445,7 +445,7 @@ int dpk_cli_bundle_model(const char *path, bool quiet, int *fd, dpk_error *err) 
         temp = NULL;
     if (!temp) DPK_FAIL(err, DPK_ENOMEM, "%s: no memory", path);
     *fd = mkostemp(temp, O_CLOEXEC);
-    if (*fd < 0) DPK_FAIL(err, DPK_EIO, "%s: cannot create: %s", temp, strerror(errno));
+    if (*fd < 0) DPK_FAIL(err, DPK_EIO, "%s: cannot create (TMPDIR): %s", temp, strerror(errno));
     unlink(temp);
     to.model = *fd;
     DPK_TRY(read_bundle(b, a, &to, err));

@@ -19,18 +19,6 @@ static int set_error(dpk_error *err, const char *what, const char *path) {
     return dpk_error_set(err, DPK_EIO, "%.300s: %s: %s", path, what, strerror(errno));
 }
 
-/* Find out before the work whether the result can be written. */
-static int check_output(const char *path, dpk_error *err) {
-    const char *slash = strrchr(path, '/');
-    size_t length = slash ? (size_t)(slash - path) : 0;
-    char *folder = length ? strndup(path, length) : strdup(slash ? "/" : ".");
-    int rc = folder && access(folder, W_OK | X_OK) ? set_error(err, "cannot write there", path) : 0;
-    free(folder);
-    if (!rc && dpk_atomic_is_model(path))
-        rc = dpk_error_set(err, DPK_EIO, "%s: cannot write: it is a packed model", path);
-    return rc;
-}
-
 /* OUT.png, or OUT_2.png for the third of several. */
 static char *picture_path(const char *out, uint32_t index, uint32_t n) {
     size_t length = strlen(out), size = length + 16;
@@ -111,7 +99,7 @@ static int paint(struct request *q, const dpk_model *model, dpk_session *session
 static int run(struct request *q, struct dpk_cli_batch *batch, dpk_error *err) {
     dpk_model *model = NULL;
     dpk_session *session = NULL;
-    int rc = batch ? DPK_OK : check_output(q->out, err);
+    int rc = batch ? DPK_OK : dpk_cli_check_output(q->out, err);
     if (!q->quiet) q->picture.params.notice = show_notice;
     if (!rc && q->trace && mkdir(q->trace, 0777) && errno != EEXIST)
         rc = set_error(err, "cannot make the folder", q->trace);
@@ -123,6 +111,15 @@ static int run(struct request *q, struct dpk_cli_batch *batch, dpk_error *err) {
     dpk_session_free(session);
     dpk_model_free(model);
     return rc;
+}
+
+/* Someone expects another format, or the picture on standard output. */
+static bool is_other_format(const char *path) {
+    static const char *const ends[] = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"};
+    const char *end = strrchr(path, '.');
+    bool other = !strcmp(path, "-");
+    for (size_t i = 0; end && i < CLI_N(ends); i++) other |= !strcasecmp(end, ends[i]);
+    return other;
 }
 
 static int read_arguments(int argc, char **argv, struct request *q) {
@@ -148,6 +145,8 @@ static int read_arguments(int argc, char **argv, struct request *q) {
         return dpk_cli_usage(argv[0],
                              q->prompts ? "-o FOLDER is missing" : "-o OUT.png is missing");
     if (!q->prompts && q->shard) return dpk_cli_usage(argv[0], "--shard without --prompts");
+    if (!q->prompts && is_other_format(q->out))
+        return dpk_cli_usage(argv[0], "-o %s: pictures are PNG files, want a name in .png", q->out);
     if (!q->prompts) return dpk_cli_picture_settle(&q->picture, argv[0]);
     if (q->picture.prompts.n) return dpk_cli_usage(argv[0], "-p and --prompts: want one of them");
     if (q->picture.seeds.n > 1) return dpk_cli_usage(argv[0], "--prompts with several seeds");
@@ -157,7 +156,7 @@ static int read_arguments(int argc, char **argv, struct request *q) {
     const char *some = "";
     struct dpk_cli_picture picture = q->picture;
     picture.prompts = (struct dpk_cli_list){&some, 1};
-    if (!picture.init) picture.mask = NULL; /* a line may have the other */
+    if (!picture.init) picture.mask = NULL, picture.strength = -1; /* a line may have the other */
     return dpk_cli_picture_settle(&picture, argv[0]);
 }
 

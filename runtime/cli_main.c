@@ -21,7 +21,8 @@ static const char help[] =
     "                              steps that are run; size: the picture's, or as given\n"
     "      --mask MASK.png         of the same size: white is repainted, black is kept\n"
     "      --no-binning            PixArt: paint this very size, not the nearest one it knows\n"
-    "      --long-prompt truncate|chunks    more than 77 tokens: ignored, or encoded in chunks\n"
+    "      --long-prompt truncate|chunks    more than 77 tokens (T5: 120): ignored, or encoded in\n"
+    "                              chunks\n"
     "      --prompt-weights        (word) is 1.1 times as strong, [word] 1/1.1, (word:1.3) 1.3\n"
     "      --trace DIR             latents after each step, context and image as NPY\n"
     "      --threads N  --backend cpu|cuda  -q\n"
@@ -80,8 +81,9 @@ int main(int argc, char **argv) {
                         "schedule, noise, bench, bundle, unbundle (see diffpak --help)\n");
         return CLI_USAGE;
     }
-    bool wants_help = asks_for_help(argv[1]) || (argc > 2 && asks_for_help(argv[2])) ||
-                      !strcmp(argv[argc - 1], "--help");
+    bool wants_help = asks_for_help(argv[1]) || (argc > 2 && asks_for_help(argv[2]));
+    for (int i = 3; i < argc && strcmp(argv[i], "--"); i++)
+        wants_help |= !strcmp(argv[i], "--help");
     if (wants_help || !strcmp(argv[1], "help")) {
         fputs(help, stdout);
         return dpk_cli_flush();

@@ -149,8 +149,8 @@ static int write_noise(uint64_t seed, int rng, int dtype, const size_t *dim, siz
     for (size_t i = 0; i < rank; i++)
         if (__builtin_mul_overflow(n, dim[i], &n)) n = SIZE_MAX / 8;
     float *out = n < SIZE_MAX / 8 ? malloc(n * sizeof *out) : NULL;
-    int rc = out ? dpk_noise(seed, rng, dtype, n, out, err) : DPK_ENOMEM;
-    if (!out) snprintf(err->msg, sizeof err->msg, "no memory for %zu numbers", n);
+    int rc = out ? dpk_noise(seed, rng, dtype, n, out, err)
+                 : dpk_error_set(err, DPK_ENOMEM, "no memory for %zu numbers", n);
     if (!rc) rc = dpk_npy_write(path, DPK_NPY_F32, (int)rank, dim, out, err);
     free(out);
     return rc;
@@ -172,10 +172,12 @@ int dpk_cli_noise(int argc, char **argv) {
     int type = 0;
     const int parsed = dpk_cli_parse(argc, argv, options, CLI_N(options), NULL, NULL, 0);
     if (parsed) return parsed;
-    if (!seed || !dpk_cli_u64(seed, &number))
-        return dpk_cli_usage(argv[0], "--seed: want a whole number from 0");
-    if (!shape || !(rank = dpk_cli_sizes(shape, dim, 8)))
-        return dpk_cli_usage(argv[0], "--shape: want sizes as 1,4,128,128");
+    if (!seed) return dpk_cli_usage(argv[0], "--seed S is missing");
+    if (!dpk_cli_u64(seed, &number))
+        return dpk_cli_usage(argv[0], "--seed %s: want a whole number from 0 to 2^64 - 1", seed);
+    if (!shape) return dpk_cli_usage(argv[0], "--shape N,C,H,W is missing");
+    if (!(rank = dpk_cli_sizes(shape, dim, 8)))
+        return dpk_cli_usage(argv[0], "--shape %s: want sizes as 1,4,128,128", shape);
     if (strcmp(rng, "cpu") && strcmp(rng, "cuda"))
         return dpk_cli_usage(argv[0], "--rng %s: want cpu or cuda", rng);
     for (size_t i = 0; i < CLI_N(dtypes); i++)

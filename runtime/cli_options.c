@@ -76,7 +76,8 @@ int dpk_cli_set(const char *command, const struct dpk_cli_option *o, const char 
         return dpk_cli_append(command, o->to, value);
     case CLI_COUNT:
         if (!dpk_cli_u64(value, &whole) || whole < 1 || whole > INT32_MAX)
-            return dpk_cli_usage(command, "%s %s: want a whole number from 1", o->name, value);
+            return dpk_cli_usage(command, "%s %s: want a whole number from 1 to %d", o->name, value,
+                                 INT32_MAX);
         *(uint32_t *)o->to = (uint32_t)whole;
         return CLI_GOOD;
     case CLI_REAL:

@@ -1,8 +1,9 @@
 /* Messages, progress bar and JSON of the `diffpak` program. */
 #include "cli.h"
 
-#include "../formats/fail.h"
+#include "../formats/atomic_file.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdarg.h>
 #include <string.h>
@@ -36,6 +37,27 @@ double dpk_cli_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int dpk_cli_check_output(const char *path, dpk_error *err) {
+    enum { TEMPORARY = 32 }; /* bytes that the name grows by while it is written */
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    char *folder = slash ? strndup(path, (size_t)(name - path)) : strdup(".");
+    struct stat st;
+    int rc = DPK_OK;
+    if (!folder) DPK_FAIL(err, DPK_ENOMEM, "no memory for a path");
+    if (!*name) DPK_FAIL(err, DPK_EIO, "'%.300s': cannot write: not the name of a file", path);
+    if (strlen(name) > NAME_MAX - TEMPORARY)
+        DPK_FAIL(err, DPK_EIO, "%.300s: cannot write: a name of %zu bytes, want at most %d", path,
+                 strlen(name), NAME_MAX - TEMPORARY);
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        DPK_FAIL(err, DPK_EIO, "%.300s: cannot write: it is a folder", path);
+    if (access(folder, W_OK | X_OK))
+        DPK_FAIL(err, DPK_EIO, "%.300s: cannot write there: %s", path, strerror(errno));
+    DPK_TRY(dpk_atomic_check(path, err));
+done:
+    free(folder);
+    return rc;
 }
 
 int dpk_cli_open_model(dpk_model **model, const char *path, bool no_mmap, dpk_error *err) {

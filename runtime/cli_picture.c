@@ -13,7 +13,7 @@
 
 struct dpk_cli_picture dpk_cli_picture_default(void) {
     return (struct dpk_cli_picture){
-        .rng = "cpu", .long_prompt = "truncate", .params = dpk_params_default()};
+        .rng = "cpu", .long_prompt = "truncate", .strength = -1, .params = dpk_params_default()};
 }
 
 void dpk_cli_picture_free(struct dpk_cli_picture *picture) {
@@ -35,7 +35,7 @@ void dpk_cli_picture_options(struct dpk_cli_picture *q, struct dpk_cli_option *o
         {"--scheduler", NULL, CLI_TEXT, &p->scheduler},
         {"--rng", NULL, CLI_TEXT, &q->rng},
         {"--init", NULL, CLI_TEXT, &q->init},
-        {"--strength", NULL, CLI_EXACT, &p->strength},
+        {"--strength", NULL, CLI_EXACT, &q->strength},
         {"--mask", NULL, CLI_TEXT, &q->mask},
         {"--no-binning", NULL, CLI_FLAG, &q->no_binning},
         {"--long-prompt", NULL, CLI_TEXT, &q->long_prompt},
@@ -54,12 +54,15 @@ int dpk_cli_picture_settle(struct dpk_cli_picture *q, const char *command) {
     if (strcmp(q->long_prompt, "truncate") && strcmp(q->long_prompt, "chunks"))
         return dpk_cli_usage(command, "--long-prompt %s: want truncate or chunks", q->long_prompt);
     if (q->mask && !q->init) return dpk_cli_usage(command, "--mask without --init");
+    if (q->strength >= 0 && !q->init) return dpk_cli_usage(command, "--strength without --init");
     for (uint32_t i = 0; i < q->seeds.n; i++)
         if (!dpk_cli_u64(q->seeds.at[i], &number))
-            return dpk_cli_usage(command, "--seed %s: want a whole number from 0", q->seeds.at[i]);
+            return dpk_cli_usage(command, "--seed %s: want a whole number from 0 to 2^64 - 1",
+                                 q->seeds.at[i]);
     p->rng = strcmp(q->rng, "cpu") ? DPK_RNG_CUDA : DPK_RNG_CPU;
     p->prompts = q->prompts.at, p->n_prompts = q->prompts.n;
     p->n_seeds = q->seeds.n;
+    if (q->strength >= 0) p->strength = q->strength;
     p->long_prompt = strcmp(q->long_prompt, "chunks") ? DPK_LONG_TRUNCATE : DPK_LONG_CHUNKS;
     p->no_binning = q->no_binning, p->prompt_weights = q->weights;
     return CLI_GOOD;
@@ -82,8 +85,9 @@ static int read_latents(const char *path, const dpk_info *info, float **latents,
     float *made = malloc(n * h * w * channels * sizeof *made);
     if (!nhwc && !has_shape(&a, n, channels, h, w)) {
         rc = dpk_error_set(err, DPK_EARG,
-                           "%.300s: %zu numbers in %d dimensions, want [%zu,%zu,%zu,%zu]", path,
-                           a.n, a.rank, n, h, w, channels);
+                           "%.300s: %zu numbers in %d dimensions, want [%zu,%zu,%zu,%zu] or "
+                           "[%zu,%zu,%zu,%zu]",
+                           path, a.n, a.rank, n, h, w, channels, n, channels, h, w);
     } else if (!made) {
         rc = dpk_error_set(err, DPK_ENOMEM, "%.300s: no memory for %zu numbers", path, a.n);
     } else {

@@ -13,6 +13,7 @@ struct dpk_cli_picture {
     const char *rng, *long_prompt, *latents, *init, *mask;
     struct dpk_cli_list prompts, seeds;
     bool no_binning, weights;
+    double strength; /* below 0: not given */
     dpk_params params;
 };
 

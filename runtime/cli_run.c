@@ -1,6 +1,7 @@
 /* `diffpak run`: one component of a model on arrays from files. */
 #include "cli.h"
 
+#include "../formats/fail.h"
 #include "../formats/npy.h"
 
 #include <stdlib.h>
@@ -29,8 +30,8 @@ static int read_array(const char *name, const char *path, dpk_array *a, dpk_erro
     bool fits = npy.rank >= 1 && npy.rank <= 4;
     for (int i = 0; fits && i < npy.rank; i++) fits = npy.dim[i] <= INT32_MAX;
     if (!fits) {
-        snprintf(err->msg, sizeof err->msg, "%.300s: %d dimensions, want 1 to 4, each below 2^31",
-                 path, npy.rank);
+        dpk_error_set(err, DPK_EARG, "%.300s: %d dimensions, want 1 to 4, each below 2^31", path,
+                      npy.rank);
         dpk_npy_free(&npy);
         return DPK_EARG;
     }
@@ -57,8 +58,12 @@ static int write_outputs(const struct dpk_cli_list *list, const char *component,
         for (size_t k = 0; k < out->n; k++)
             if (!strcmp(out->at[k].name, name)) found = &out->at[k];
         if (!found) {
-            snprintf(err->msg, sizeof err->msg, "%s has no output %s", component, name);
-            return DPK_EARG;
+            char there[200] = "";
+            for (size_t k = 0, at = 0; k < out->n && at < sizeof there; k++)
+                at += (size_t)snprintf(there + at, sizeof there - at, "%s%s", k ? ", " : "",
+                                       out->at[k].name);
+            return dpk_error_set(err, DPK_EARG, "%s has no output %s: want %s", component, name,
+                                 there);
         }
         if (write_array(found, path, err)) return err->code;
     }
@@ -79,7 +84,12 @@ static int run(const struct request *q, dpk_error *err) {
     char names[MAX_ARRAYS][64];
     dpk_arrays *out = NULL;
     uint32_t n = 0;
-    int rc = dpk_cli_open_model(&model, q->path, q->no_mmap, err);
+    int rc = DPK_OK;
+    for (uint32_t i = 0; !rc && i < q->out.n; i++) {
+        char name[64];
+        rc = dpk_cli_check_output(split(q->out.at[i], name, sizeof name), err);
+    }
+    if (!rc) rc = dpk_cli_open_model(&model, q->path, q->no_mmap, err);
     while (!rc && n < q->in.n) {
         const char *path = split(q->in.at[n], names[n], sizeof names[n]);
         rc = read_array(names[n], path, &in[n], err);
@@ -99,7 +109,6 @@ int dpk_cli_run(int argc, char **argv) {
     struct request q = {.options = dpk_session_options_default()};
     const char *args[2], *const names[] = {"MODEL.dpk", "text|denoise|decode|encode"};
     uint32_t threads = 0;
-    bool quiet = false;
     const struct dpk_cli_option options[] = {
         {"--in", NULL, CLI_LIST, &q.in},
         {"--out", NULL, CLI_LIST, &q.out},
@@ -107,7 +116,6 @@ int dpk_cli_run(int argc, char **argv) {
         {"--no-mmap", NULL, CLI_FLAG, &q.no_mmap},
         {"--backend", NULL, CLI_TEXT, &q.options.backend},
         {"--memory-limit", NULL, CLI_BYTES, &q.options.memory_limit},
-        {"--quiet", "-q", CLI_FLAG, &quiet},
     };
     dpk_error err = {0};
     char name[64];
@@ -117,6 +125,13 @@ int dpk_cli_run(int argc, char **argv) {
         if (!split(arg, name, sizeof name))
             status = dpk_cli_usage(argv[0], "%s: want NAME=FILE.npy", arg);
     }
+    static const char *const components[] = {"text", "denoise", "decode", "encode"};
+    bool known = false;
+    for (size_t i = 0; !status && i < CLI_N(components); i++)
+        known |= !strcmp(args[1], components[i]);
+    if (!status && !known)
+        status =
+            dpk_cli_usage(argv[0], "component %s: want text, denoise, decode or encode", args[1]);
     if (!status && q.in.n > MAX_ARRAYS)
         status = dpk_cli_usage(argv[0], "more than %d inputs", MAX_ARRAYS);
     if (!status && (!q.in.n || !q.out.n))

@@ -72,7 +72,7 @@ static int add_stages(struct run *r, dpk_error *err) {
         if (rc == DPK_EFORMAT)
             DPK_FAIL(err, DPK_EARG, "%s: the inputs do not fit the model: %.400s", r->component,
                      why.msg);
-        if (rc) DPK_FAIL(err, rc, "%s", why.msg);
+        if (rc) DPK_FAIL(err, rc, "%s%s", denoise ? "denoise: " : "", why.msg);
     }
 done:
     return rc;

@@ -116,8 +116,9 @@ int dpk_model_meta_number(const struct dpk_model *model, const char *key, double
     if (!text) goto done;
     const char *end = dpk_parse_number(text, out);
     if (!end || *end || !(*out >= low && *out <= high))
-        DPK_FAIL(err, DPK_EFORMAT, "metadata %s: \"%.40s\", want a number from %g to %g", key, text,
-                 low, high);
+        DPK_FAIL(err, DPK_EFORMAT,
+                 "the model's metadata %s: \"%.40s\", want a number from %g to %g", key, text, low,
+                 high);
 done:
     return rc;
 }

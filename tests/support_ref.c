@@ -252,9 +252,6 @@ double ref_relative(const double *got, const double *want, size_t n) {
 
 /* ---- Checks --------------------------------------------------------------------------------- */
 
-static double worst;
-double ref_worst(void) { return worst; }
-
 static void infer_shape(struct ref_case *c) {
     struct dpk_shape in[DPK_MAX_IN], wt[DPK_MAX_WT];
     dpk_error err = {0};
@@ -357,7 +354,6 @@ static void compare(const struct ref_case *c, const struct ref_buffer *out, cons
     }
     double relative = ref_relative(got, want, n);
     free(got);
-    if (relative > worst) worst = relative;
     if (tolerance > 0.0 && !(relative <= tolerance)) {
         fail_msg("%s, %s: %s is off by %.3g, want at most %.3g", isa,
                  dpk_dtype_name(c->call.out.dtype), dpk_op_info_get(c->op.opcode)->name, relative,

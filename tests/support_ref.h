@@ -82,8 +82,6 @@ typedef void ref_fn(const struct ref_case *c, const struct dpk_shape *shape, dou
 void ref_check(struct ref_case *c, ref_fn *reference, double tolerance);
 /* The run must fail with this code, and with a one-line message. */
 void ref_check_fails(struct ref_case *c, int code);
-/* The largest relative L2 distance that ref_check saw in the cases so far. */
-double ref_worst(void);
 
 double ref_round(double v, int dtype); /* to the nearest value of the type */
 double ref_relative(const double *got, const double *want, size_t n);

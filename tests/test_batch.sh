@@ -47,6 +47,11 @@ batch a "2 painted, 2 were there" --prompts "$tmp/p" --seed 5
 for i in 1 4; do same "$tmp/a/0000$i.png" "$tmp/$i.png" "generate -p"; done
 batch a "3 painted, 1 were there" --prompts "$tmp/p" --seed 6
 cp "$tmp/1.png" "$tmp/init.png"
+refuses_strength() { "$bin/diffpak" generate "$model" --prompts "$tmp/one" -o "$tmp/no" 2>"$tmp/err"; [ $? -eq 1 ] && grep -q "strength without" "$tmp/err"; }
+echo '{"prompt":"x","strength":0.5}' >"$tmp/one"
+echo "a line without a picture" >"$tmp/plain"
+"$bin/diffpak" generate "$model" --prompts "$tmp/plain" --strength 0.5 --steps 1 -o "$tmp/plain.d" -q 2>"$tmp/err" && ok "strength for the lines that have a picture" || bad "$(cat "$tmp/err")"
+refuses_strength && ok "$(cat "$tmp/err")" || bad "strength without init: $(cat "$tmp/err")"
 printf '{"prompt":"x","init":"%s","strength":0.5}\n' "$tmp/init.png" >"$tmp/one"
 batch i "1 painted" --prompts "$tmp/one"
 batch i "1 were there" --prompts "$tmp/one"
@@ -119,7 +124,7 @@ usage() {
     "$bin/diffpak" generate "$model" -o "$tmp/none" "$@" 2>"$tmp/err"; got=$?
     [ $got -eq 2 ] && grep -q "$want" "$tmp/err" && ok "$(cat "$tmp/err")" || bad "$*: exit status $got: $(cat "$tmp/err")"
 }
-"$bin/diffpak" generate "$model" --prompts "$tmp/p" -o "$tmp/p" 2>"$tmp/err" && bad "a file as the folder" || ok "$(cat "$tmp/err")"
+"$bin/diffpak" generate "$model" --prompts "$tmp/p" -o "$tmp/p" 2>"$tmp/err" && bad "a file as the folder" || { grep -q "is a file" "$tmp/err" && ok "$(cat "$tmp/err")" || bad "$(cat "$tmp/err")"; }
 usage 'I/N' --prompts "$tmp/p" --shard 0/2
 usage 'I/N' --prompts "$tmp/p" --shard 3/2
 usage 'want one of them' --prompts "$tmp/p" -p x

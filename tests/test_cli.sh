@@ -59,7 +59,7 @@ works "$bin/diffpak" bench "$model" --width 64 --height 64 --repeat 1 --threads 
 for line in text setup step decode "by operator" "by kernel" "slowest operators"; do
     grep -q "^ *$line" "$tmp/out" && ok "bench --profile: $line" || bad "bench --profile: no line $line"
 done
-fails 1 "cannot create" "$bin/diffpak" bench "$model" --program setup --repeat 1 --chrome-trace "$tmp/none/trace.json"
+fails 1 "cannot write there" "$bin/diffpak" bench "$model" --program setup --repeat 1 --chrome-trace "$tmp/none/trace.json"
 fails 1 "packed model" "$bin/diffpak" bench "$model" --program setup --repeat 1 --chrome-trace "$model"
 works "$bin/diffpak" verify "$model"
 
@@ -168,6 +168,24 @@ fails 1 "width.*100|100.*width" "$bin/diffpak" generate "$model" -p "a circle" -
 fails 1 "scheduler.*warp|warp" "$bin/diffpak" generate "$model" -p "a circle" --scheduler warp -o "$tmp/x.png"
 fails 1 "no/such" "$bin/diffpak" generate "$model" -p "a circle" --steps 1 -o "$tmp/no/such/x.png"
 fails 1 "no-model" "$bin/diffpak" generate "$tmp/no-model.dpk" -p "a circle" -o "$tmp/x.png"
+fails 1 "packed already" "$bin/diffpak-convert" "$model" -o "$tmp/x.dpk"
+# known before the work: 100000 steps take minutes
+early() { fails "$1" "$2" timeout 20 "$bin/diffpak" generate "$model" -p "a circle" --steps 100000 "$3" "$4"; }
+early 1 "is a folder" -o "$tmp"
+early 1 "not the name of a file" -o ""
+early 1 "name of 240 bytes" -o "$tmp/$(printf '%240s' | tr ' ' n)"
+early 1 "is a packed model" -o "$model"
+early 2 "want a name in .png" -o "$tmp/x.JPG"
+early 2 "want a name in .png" -o -
+fails 1 "cannot write there" timeout 20 "$bin/diffpak" bench "$model" --repeat 100000 --chrome-trace "$tmp/no/such/t.json"
+fails 2 "strength without --init" "$bin/diffpak" generate "$model" -p "a circle" --strength 0.5 -o "$tmp/x.png"
+fails 2 "0 to 2\^64 - 1" "$bin/diffpak" generate "$model" -p "a circle" --seed 18446744073709551616 -o "$tmp/x.png"
+fails 2 "1 to 2147483647" "$bin/diffpak" generate "$model" -p "a circle" --steps 3000000000 -o "$tmp/x.png"
+fails 2 "component paint: want text" "$bin/diffpak" run "$model" paint --in x=y --out z=w
+"$bin/diffpak" noise --seed 1 --shape 1,2,2,4 -o "$tmp/noise.npy"
+fails 1 "decode has no output foo: want image" "$bin/diffpak" run "$model" decode --in latent="$tmp/noise.npy" --out foo="$tmp/foo.npy"
+fails 1 "cannot write there" "$bin/diffpak" run "$model" decode --in latent="$tmp/noise.npy" --out image="$tmp/no/such/i.npy"
+works "$bin/diffpak" generate "$model" -p "a circle" --help -o "$tmp/x.png"
 fails 1 "." env DPK_ISA=warp "$bin/diffpak" generate "$model" -p "a circle" --steps 1 -o "$tmp/x.png"
 absent "$tmp/x.png"
 

@@ -117,6 +117,7 @@ fails 1 "filter nothing-like-it" "$q" "$model" --dry-run --filter nothing-like-i
 printf 'skip *\nquantise *\n' >"$tmp/rules"
 fails 1 "rules:2: .quantise" "$q" "$model" -o "$tmp/no.dpk" --scheme int8-weight --filter "$tmp/rules"
 fails 1 "cannot open" "$q" "$tmp/absent.dpk" -o "$tmp/no.dpk" --scheme int8-weight
+fails 2 "is the input" "$q" "$model" -o "$(dirname "$model")/./$(basename "$model")" --scheme int8-weight
 fails 1 "not a .dpk file" "$q" "$bin/diffpak-quantize" -o "$tmp/no.dpk" --scheme int8-weight
 fails 1 "absent" "$q" "$model" -o "$tmp/absent/x.dpk" --scheme int8-weight
 head -c 100000 "$model" >"$tmp/short.dpk"

@@ -15,7 +15,7 @@
 
 #include <cmocka.h>
 
-enum { MAX_OUTPUTS = 2, N_LIMITS = 4 };
+enum { N_LIMITS = 4 };
 
 /* One component on random inputs. */
 struct shot {

@@ -205,9 +205,7 @@ int dpk_cpu_create_with(struct dpk_backend **be, const struct dpk_cpu_options *o
     cpu->k = dpk_kernels_get(cpu->isa);
     cpu->dot = !o->no_dot && dpk_isa_has_dot(cpu->isa);
     cpu->winograd = !o->no_winograd;
-    cpu->l1_bytes = cache_bytes(1, 32 << 10);
     cpu->l2_bytes = cache_bytes(2, 512 << 10);
-    cpu->l3_bytes = cache_bytes(3, 8 << 20);
     DPK_TRY(dpk_pool_create(&cpu->pool, o->n_threads, err));
     int n = dpk_pool_workers(cpu->pool);
     snprintf(cpu->detail, sizeof cpu->detail, "%s, %d thread%s", dpk_isa_name(cpu->isa), n,

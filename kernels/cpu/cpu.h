@@ -111,7 +111,7 @@ struct dpk_cpu {
     bool winograd; /* where it pays */
     const struct dpk_kernels *k;
     struct dpk_pool *pool;
-    size_t l1_bytes, l2_bytes, l3_bytes; /* data caches, per core for L1 and L2 */
+    size_t l2_bytes; /* of a core's second cache */
     char detail[64];
 };
 

@@ -1,7 +1,6 @@
 # The CUDA backend: the plugin libdiffpak-cuda.so, the same sources for an emulated device, their tests.
 CUDA_HOME  ?= $(firstword $(wildcard /usr/local/cuda /usr/lib/cuda /opt/cuda))
 NVCC       ?= $(or $(wildcard $(CUDA_HOME)/bin/nvcc),$(shell command -v nvcc 2>/dev/null))
-CUOBJDUMP  ?= $(dir $(NVCC))cuobjdump
 CUDA_SRC   := $(wildcard kernels/cuda/*.cu)
 CUDA_LIB   := $(LIB)/libdiffpak-cuda.so
 # What the plugin takes from formats/: its own copies, which nobody sees.
@@ -52,7 +51,7 @@ cuda-resources:
 	@$(MAKE) --no-print-directory cuda
 	@awk -f kernels/cuda/resources.awk kernels/cuda/resources.txt $(patsubst kernels/cuda/%.cu,$(BUILD)/cuda/%.log,$(CUDA_SRC))
 
-# cuda-check: the plugin as nvcc makes it, its size and its kernels' limits; says so where there is no nvcc
+## cuda-check: the plugin as nvcc makes it, its size and its kernels' limits; says so where there is no nvcc
 cuda-check:
 ifeq ($(NVCC),)
 	@echo "NOT COMPILED: the CUDA plugin for real devices needs nvcc"

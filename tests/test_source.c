@@ -262,6 +262,65 @@ static void test_hostile_names(void **state) {
     open_bad(path, DPK_EUNSUPPORTED, "archive");
 }
 
+/* Names may have 4096 bytes, of files and of what links lead to. Each is copied more than once. */
+static void test_long_names(void **state) {
+    enum { MAX_NAME = 4096 };
+    const char *path = in_dir(*state, "long.tar");
+    char name[MAX_NAME + 2] = "m/";
+    for (size_t i = 2; i < MAX_NAME; i++) name[i] = i % 100 ? 'a' : '/';
+    for (int over = 0; over < 2; over++) {
+        if (over) name[MAX_NAME] = 'b';
+        const struct odd_entry entries[][2] = {
+            {{"m/model_index.json", AE_IFREG, NULL, "{}"}, {name, AE_IFREG, NULL, "x"}},
+            {{"m/model_index.json", AE_IFREG, NULL, "{}"}, {"m/soft", AE_IFLNK, name, NULL}},
+            {{"m/model_index.json", AE_IFREG, NULL, "{}"}, {"m/hard", 0, name, NULL}},
+        };
+        for (int zip = 0; zip < 2; zip++)
+            for (size_t i = 0; i < (zip ? 1 : 3); i++) {
+                put_odd_archive(path, zip ? "zip" : "tar", entries[i], 2);
+                if (over) {
+                    open_bad(path, DPK_EFORMAT, "a name of more than 4096 bytes");
+                    continue;
+                }
+                struct dpk_source *s = open_good(path);
+                if (i == 0) assert_true(dpk_source_has(s, name + 2));
+                dpk_source_close(s);
+            }
+    }
+}
+
+/* A megabyte of headers, packed into a few bytes, again and again: members by the million. */
+static void test_many_members(void **state) {
+    enum { HEADERS = 2048, TIMES = (1 << 20) / HEADERS };
+    const struct odd_entry entry = {"model_index.json", AE_IFREG, NULL, ""};
+    const char *path = in_dir(*state, "many.tar.zst");
+#ifdef __SANITIZE_ADDRESS__
+    skip(); /* a million headers take libarchive too long then */
+#endif
+    uint8_t *headers, *packed = malloc((size_t)HEADERS * 512);
+    size_t n = 0;
+    put_odd_archive(path, "ustar", &entry, 1);
+    headers = realloc(get_file(path, NULL), (size_t)HEADERS * 512);
+    for (size_t i = 1; i < HEADERS; i++) memcpy(headers + i * 512, headers, 512);
+    struct archive *a = archive_write_new();
+    archive_write_set_format_raw(a);
+    archive_write_add_filter_zstd(a);
+    archive_write_open_memory(a, packed, (size_t)HEADERS * 512, &n);
+    struct archive_entry *e = archive_entry_new();
+    archive_entry_set_filetype(e, AE_IFREG);
+    archive_write_header(a, e);
+    assert_int_equal(archive_write_data(a, headers, (size_t)HEADERS * 512), HEADERS * 512);
+    archive_entry_free(e);
+    assert_int_equal(archive_write_close(a), ARCHIVE_OK);
+    archive_write_free(a);
+    FILE *f = fopen(path, "wb");
+    for (int i = 0; i <= TIMES; i++) assert_int_equal(fwrite(packed, 1, n, f), n);
+    assert_int_equal(fclose(f), 0);
+    open_bad(path, DPK_EFORMAT, "more than 1048576 members");
+    free(headers);
+    free(packed);
+}
+
 /* Where the model lies in an archive. */
 static void test_top(void **state) {
     const char *path = in_dir(*state, "top.tar");
@@ -340,6 +399,11 @@ static void test_no_room(void **state) {
     setenv("TMPDIR", in_dir(*state, "none"), 1);
     assert_int_equal(dpk_source_stream(s, "unet/weights.bin", &stream, &err), DPK_EIO);
     assert_non_null(strstr(err.msg, "TMPDIR"));
+    /* What is larger than the caller takes is not unpacked to find that out. */
+    char *data;
+    assert_int_equal(dpk_source_read(s, "unet/weights.bin", 1 << 20, &data, NULL, &err),
+                     DPK_EFORMAT);
+    assert_non_null(strstr(err.msg, "at most 1048576 are allowed"));
     setenv("TMPDIR", *state, 1);
     assert_int_equal(dpk_source_stream(s, "unet/weights.bin", &stream, &err), DPK_OK);
     dpk_stream_close(&stream);
@@ -426,6 +490,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         SCRATCH(test_archives),      SCRATCH(test_folder),
         SCRATCH(test_links),         SCRATCH(test_hostile_names),
+        SCRATCH(test_long_names),    SCRATCH(test_many_members),
         SCRATCH(test_top),           SCRATCH(test_damaged),
         SCRATCH(test_no_room),       cmocka_unit_test(test_single_file),
         cmocka_unit_test(test_json), cmocka_unit_test(test_python_numbers),

@@ -54,9 +54,9 @@ void dpk_tensors_close(struct dpk_tensors *ts) {
     free(ts);
 }
 
-/* Take a file: its stream is moved in, also on failure. */
-static int add_file(struct dpk_tensors *ts, const char *name, struct dpk_stream *stream,
-                    dpk_error *err) {
+/* Take a file, not yet read: its stream is moved in, also on failure. */
+static int take_file(struct dpk_tensors *ts, const char *name, struct dpk_stream *stream,
+                     dpk_error *err) {
     static const char lfs[] = "version https://git-lfs";
     struct file *f = &ts->files[ts->n_files++];
     char head[sizeof lfs - 1];
@@ -74,9 +74,15 @@ static int add_file(struct dpk_tensors *ts, const char *name, struct dpk_stream 
         if (memcmp(head, "PK\3\4", 4) == 0 || dpk_is_bare_pickle((const unsigned char *)head))
             DPK_FAIL(err, DPK_EUNSUPPORTED, DPK_PICKLE_MESSAGE, f->stream.name);
     }
-    DPK_TRY(dpk_st_open(&f->st, &f->stream, err));
 done:
     return rc;
+}
+
+static int add_file(struct dpk_tensors *ts, const char *name, struct dpk_stream *stream,
+                    dpk_error *err) {
+    int rc = take_file(ts, name, stream, err);
+    struct file *f = &ts->files[ts->n_files - 1];
+    return rc ? rc : dpk_st_open(&f->st, &f->stream, err);
 }
 
 static int compare_infos(const void *a, const void *b) {
@@ -208,6 +214,18 @@ static char *join(const char *folder, const char *name) {
     return full;
 }
 
+/* Add the memory that reading a file's header will take, by its first bytes. None is added for a
+ * length that dpk_st_open refuses before it takes any. */
+static int add_header_room(const struct dpk_stream *in, uint64_t *room, dpk_error *err) {
+    unsigned char length[8];
+    uint64_t n = 0;
+    if (in->n_bytes < 8) return DPK_OK;
+    const int rc = dpk_stream_read(in, 0, length, 8, err);
+    for (int i = 0; rc == DPK_OK && i < 8; i++) n |= (uint64_t)length[i] << 8 * i;
+    if (n <= DPK_ST_MAX_HEADER && n <= in->n_bytes - 8) *room += n + 8;
+    return rc;
+}
+
 static int open_shards(struct dpk_tensors **tensors, struct dpk_source *source, const char *folder,
                        const char *index, const char *variant, dpk_error *err) {
     struct dpk_tensors *ts = NULL;
@@ -232,12 +250,14 @@ static int open_shards(struct dpk_tensors **tensors, struct dpk_source *source, 
             DPK_FAIL(err, DPK_EFORMAT, "%s: shard %s is missing, %s names it",
                      dpk_source_path(source), full, index);
         DPK_TRY(dpk_source_stream(source, full, &stream, err));
-        DPK_TRY(add_file(ts, full, &stream, err));
-        header_bytes += ts->files[i].st.header_bytes;
+        DPK_TRY(take_file(ts, full, &stream, err));
+        DPK_TRY(add_header_room(&ts->files[i].stream, &header_bytes, err));
         if (header_bytes > MAX_HEADERS)
             DPK_FAIL(err, DPK_EFORMAT, "%s: the headers of its files have over %d bytes", index,
                      (int)MAX_HEADERS);
     }
+    for (size_t i = 0; i < n; i++)
+        DPK_TRY(dpk_st_open(&ts->files[i].st, &ts->files[i].stream, err));
     DPK_TRY(gather(ts, err));
     cJSON_ArrayForEach(item, map) {
         const struct dpk_tensor_info *info = dpk_tensors_find(ts, item->string);

@@ -154,6 +154,42 @@ static void test_shards(void **state) {
     want_value(dir, NULL, "a", 1, "fp16");
 }
 
+/* A file that says it has a header of n bytes, all of them NUL: it takes no room on the disk. */
+static void put_header(const char *path, uint64_t n) {
+    uint8_t length[8];
+    for (int i = 0; i < 8; i++) length[i] = (uint8_t)(n >> 8 * i);
+    put_file(path, length, sizeof length);
+    assert_int_equal(truncate(path, (off_t)(n + sizeof length)), 0);
+}
+
+/* What all headers together may take, seen before the first of them is read. */
+static void test_many_headers(void **state) {
+    enum { LARGE = 100000000, TOTAL = 512 << 20, REST = TOTAL - 5 * (LARGE + 8) - 8 };
+    const char *dir = *state;
+    const char *index = in_dir(dir, "unet/model.safetensors.index.json");
+    char path[600], *text = NULL;
+    size_t n;
+    for (int i = 0; i < 5; i++) {
+        snprintf(path, sizeof path, "%s/unet/b%d", dir, i);
+        put_header(path, LARGE);
+    }
+    put_text(index, "{\"weight_map\":{\"0\":\"b0\",\"1\":\"b1\",\"2\":\"b2\","
+                    "\"3\":\"b3\",\"4\":\"b4\",\"5\":\"a\"}}");
+    put_header(in_dir(dir, "unet/a"), REST);
+    want_error(dir, NULL, DPK_EFORMAT, "unet/a: the header does not begin with '{'");
+    put_header(in_dir(dir, "unet/a"), REST + 1);
+    want_error(dir, NULL, DPK_EFORMAT, "the headers of its files have over 536870912 bytes");
+
+    FILE *f = open_memstream(&text, &n);
+    fprintf(f, "{\"weight_map\":{\"0\":\"0\"");
+    for (int i = 1; i <= 4096; i++) fprintf(f, ",\"%d\":\"%d\"", i, i);
+    fprintf(f, "}}");
+    fclose(f);
+    put_text(index, text);
+    want_error(dir, NULL, DPK_EFORMAT, "names 4097 files, at most 4096 are allowed");
+    free(text);
+}
+
 /* The value of a half by its definition, in exact double arithmetic. */
 static float half_by_definition(unsigned h) {
     int e = (int)(h >> 10 & 31), m = (int)(h & 1023);
@@ -326,13 +362,10 @@ static void test_shape_text(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        SCRATCH(test_which_file),
-        SCRATCH(test_shards),
-        SCRATCH(test_read_f32),
-        SCRATCH(test_real_models),
-        SCRATCH(test_pickles),
-        cmocka_unit_test(test_bare_folder),
-        cmocka_unit_test(test_shape_text),
+        SCRATCH(test_which_file),           SCRATCH(test_shards),
+        SCRATCH(test_many_headers),         SCRATCH(test_read_f32),
+        SCRATCH(test_real_models),          SCRATCH(test_pickles),
+        cmocka_unit_test(test_bare_folder), cmocka_unit_test(test_shape_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

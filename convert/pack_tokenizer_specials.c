@@ -32,19 +32,23 @@ const char *dpk_pack_named_token(const struct dpk_pack_json *j, const char *key,
     return v ? content_of(v) : fallback;
 }
 
-enum { MAX_SPECIALS = 20000 }; /* each is looked for among all */
+/* Entries of all tables together, also those that say the same again: each is looked for among all
+ * that came before it. */
+enum { MAX_SPECIALS = 20000 };
 
 struct collect {
     const struct dpk_pack_words *vocab;
     const char *name;
     bool clip;
+    size_t n_seen;
     struct dpk_pack_words *out;
     dpk_error *err;
 };
 
 static struct dpk_pack_word *find(struct dpk_pack_words *w, const char *s) {
+    const size_t n = strlen(s);
     for (size_t i = 0; i < w->n; i++)
-        if (strcmp(w->v[i].s, s) == 0) return &w->v[i];
+        if (w->v[i].n == n && memcmp(w->v[i].s, s, n) == 0) return &w->v[i];
     return NULL;
 }
 
@@ -77,7 +81,7 @@ static int add(struct collect *c, const cJSON *v, const char *content, double id
         return dpk_error_set(c->err, DPK_EFORMAT,
                              "%s: special token \"%.100s\" is not in the vocabulary", c->name, s);
     w.id = (uint32_t)id;
-    if (c->out->n >= MAX_SPECIALS)
+    if (++c->n_seen > MAX_SPECIALS)
         return dpk_error_set(c->err, DPK_EUNSUPPORTED, "%s: more than %d special tokens", c->name,
                              (int)MAX_SPECIALS);
     struct dpk_pack_word *old = find(c->out, s);
@@ -182,6 +186,9 @@ int dpk_pack_specials(const struct dpk_pack_json *j, const struct dpk_pack_words
     struct collect c = {.vocab = vocab, .name = name, .clip = clip, .out = out, .err = err};
     const cJSON *decoder = item(j->config, "added_tokens_decoder"), *v;
     int rc = DPK_OK;
+    /* is_named looks through this list for every token, before it is added itself */
+    if (cJSON_GetArraySize(lookup(j, "additional_special_tokens")) > MAX_SPECIALS)
+        DPK_FAIL(err, DPK_EUNSUPPORTED, "%s: more than %d special tokens", name, (int)MAX_SPECIALS);
     if (j->tokenizer) DPK_TRY(add_table(&c, item(j->tokenizer, "added_tokens")));
     if (decoder) {
         DPK_TRY(add_table(&c, decoder));

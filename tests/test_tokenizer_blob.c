@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <xxhash.h>
 
 #include <cmocka.h>
 
@@ -144,6 +146,42 @@ static void test_charsmap(void **state) {
     packed_free(&p);
 }
 
+/* Merges whose pairs would all meet in one place of the table if they were hashed without a seed:
+ * opening them takes as long as opening others, not quadratic time. */
+static void test_colliding_merges(void **state) {
+    enum { N = 60000, SIZE = 1 << 17 }; /* the table has twice the room */
+    (void)state;
+    struct packed p = pack_folder(CLIP, SHAPES, 0, false);
+    struct dpk_tok_header h;
+    memcpy(&h, p.blob, sizeof h);
+    const size_t n_texts = (h.text_bytes + 3) & ~(size_t)3;
+    const size_t begin = p.n_bytes - n_texts - h.n_entries * sizeof(struct dpk_tok_merge);
+    const size_t n_bytes = begin + N * sizeof(struct dpk_tok_merge) + n_texts;
+    uint8_t *blob = malloc(n_bytes);
+    double seconds[2];
+    h.n_entries = N;
+    memcpy(blob, p.blob, begin);
+    memcpy(blob, &h, sizeof h);
+    memcpy(blob + n_bytes - n_texts, (uint8_t *)p.blob + p.n_bytes - n_texts, n_texts);
+    for (int meet = 0; meet < 2; meet++) {
+        struct dpk_tok_merge m = {.result = 1};
+        struct dpk_tokenizer *t;
+        dpk_error err;
+        for (size_t n = 0; n < N; m.right++) {
+            if (meet && XXH3_64bits_withSeed(&m, 8, 0) % SIZE >= SIZE / 64) continue;
+            memcpy(blob + begin + n++ * sizeof m, &m, sizeof m);
+        }
+        const clock_t before = clock();
+        if (dpk_tokenizer_open(&t, CLIP, blob, n_bytes, &err)) fail_msg("%s", err.msg);
+        seconds[meet] = (double)(clock() - before) / CLOCKS_PER_SEC;
+        dpk_tokenizer_free(t);
+    }
+    if (seconds[1] > 20 * seconds[0] + 0.1)
+        fail_msg("%d merges are opened in %.3f and %.3f seconds", N, seconds[0], seconds[1]);
+    free(blob);
+    packed_free(&p);
+}
+
 /* ---- Packing
  * ---------------------------------------------------------------------------------- */
 
@@ -190,6 +228,14 @@ static void test_pack_clip(void **state) {
     refuse(&s, DPK_EFORMAT, "model_max_length");
     s = good, s.max_length = 1;
     refuse(&s, DPK_EUNSUPPORTED, "maximum length");
+    s = good, s.max_length = 20;
+    refuse(&s, DPK_EUNSUPPORTED, "model_max_length is 77, the encoder takes 20 tokens");
+    s = good, s.config = text("{\"model_max_length\": 77, \"padding_side\": \"left\"}");
+    refuse(&s, DPK_EUNSUPPORTED, "padding_side is left, supported: right");
+    s = good, s.config = text("{\"model_max_length\": 77, \"truncation_side\": \"left\"}");
+    refuse(&s, DPK_EUNSUPPORTED, "truncation_side is left, supported: right");
+    s = good, s.config = text("{\"model_max_length\": 77, \"split_special_tokens\": true}");
+    refuse(&s, DPK_EUNSUPPORTED, "split_special_tokens is true, supported: false");
     s = good, s.kind = 9;
     refuse(&s, DPK_EARG, "kind 9");
     s = good, s.lower_strip = true;
@@ -300,12 +346,92 @@ static void test_decoder_table(void **state) {
     folder_close(&f);
 }
 
+/* Pack CLIP with these texts and count its special tokens. */
+static uint32_t count_specials(const struct folder *f, const char *config, const char *added) {
+    struct dpk_pack_tokenizer s = f->src;
+    void *blob;
+    size_t n_bytes;
+    dpk_error err = {0};
+    struct dpk_tok_header h;
+    s.config = text(config);
+    s.special_tokens.data = NULL;
+    s.added_tokens.data = NULL;
+    if (added) s.added_tokens = text(added);
+    if (dpk_pack_tokenizer(&s, &blob, &n_bytes, &err)) fail_msg("%s", err.msg);
+    assert_true(try_blob(CLIP, blob, n_bytes));
+    memcpy(&h, blob, sizeof h);
+    free(blob);
+    return h.n_specials;
+}
+
+/* Of a token that comes twice, also with other rules, the last one counts: no file has both. */
+static void test_special_twice(void **state) {
+    (void)state;
+    struct folder f;
+    folder_open(&f, CLIP, SHAPES, 0);
+    assert_int_equal(count_specials(&f, "{\"model_max_length\": 77}", NULL), 2);
+    assert_int_equal(count_specials(&f,
+                                    "{\"model_max_length\": 77, \"added_tokens_decoder\": {"
+                                    "\"0\": {\"content\": \"!\"}, \"1\": {\"content\": \"!\"},"
+                                    "\"2\": {\"content\": \"!\", \"normalized\": true}}}",
+                                    NULL),
+                     3);
+    struct dpk_pack_tokenizer s = f.src;
+    s.added_tokens = text("{\"<a>\": 1, \"<a>\": 2}");
+    refuse(&s, DPK_EFORMAT, "\"<a>\" comes twice");
+    folder_close(&f);
+}
+
+/* As many special tokens as there may be: added ones, the four named, those of a list. */
+static void test_many_specials(void **state) {
+    enum { MOST = 20000, NAMED = 4 };
+    const char *const config = "{\"model_max_length\": 77}";
+    struct folder f;
+    char *added, *list;
+    size_t n;
+    (void)state;
+    folder_open(&f, CLIP, SHAPES, 0);
+    FILE *out = open_memstream(&added, &n);
+    fprintf(out, "{");
+    /* Of many lengths, which is what tells most of them apart. */
+    for (int i = 0; i < MOST - NAMED; i++)
+        fprintf(out, "\"<%0*d>\": %d,\n", 5 + i % 200, i, 1000 + i);
+    const size_t end = (size_t)ftell(out);
+    fprintf(out, "\"<last>\": 1}");
+    fclose(out);
+    added[end - 2] = '}';
+    const char last = added[end];
+    added[end] = '\0';
+    assert_int_equal(count_specials(&f, config, added), MOST - NAMED + 2);
+    added[end - 2] = ',';
+    added[end] = last;
+    struct dpk_pack_tokenizer s = f.src;
+    s.config = text(config);
+    s.added_tokens = text(added);
+    refuse(&s, DPK_EUNSUPPORTED, "more than 20000 special tokens");
+    free(added);
+
+    out = open_memstream(&list, &n);
+    fprintf(out, "{\"model_max_length\": 77, \"additional_special_tokens\": [\"!\"");
+    for (int i = 0; i < MOST; i++) fprintf(out, ", \"!\"");
+    fprintf(out, "]}");
+    fclose(out);
+    s = f.src, s.config = text(list);
+    s.added_tokens = text("{\"!\": 0}"); /* so that none of the list is added */
+    s.special_tokens.data = NULL;
+    refuse(&s, DPK_EUNSUPPORTED, "more than 20000 special tokens");
+    free(list);
+    folder_close(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bytes),     cmocka_unit_test(test_truncated),
-        cmocka_unit_test(test_flipped),        cmocka_unit_test(test_charsmap),
-        cmocka_unit_test(test_pack_clip),      cmocka_unit_test(test_pack_t5),
-        cmocka_unit_test(test_tokenizer_json), cmocka_unit_test(test_decoder_table),
+        cmocka_unit_test(test_same_bytes),       cmocka_unit_test(test_truncated),
+        cmocka_unit_test(test_flipped),          cmocka_unit_test(test_charsmap),
+        cmocka_unit_test(test_pack_clip),        cmocka_unit_test(test_pack_t5),
+        cmocka_unit_test(test_tokenizer_json),   cmocka_unit_test(test_decoder_table),
+        cmocka_unit_test(test_special_twice),    cmocka_unit_test(test_many_specials),
+        cmocka_unit_test(test_colliding_merges),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -114,10 +114,13 @@ static void on_signal(int number) {
 }
 
 void dpk_tool_catch_signals(void) {
+    static const int caught[] = {SIGINT, SIGTERM, SIGHUP};
     const struct sigaction action = {.sa_handler = on_signal};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGHUP, &action, NULL);
+    struct sigaction before;
+    for (size_t i = 0; i < sizeof caught / sizeof *caught; i++)
+        /* nohup, and shells for what they run behind, have them ignored: so it stays */
+        if (sigaction(caught[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
+            sigaction(caught[i], &action, NULL);
     signal(SIGXFSZ, SIG_IGN);
 }
 

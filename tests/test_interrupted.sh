@@ -1,6 +1,6 @@
 #!/bin/sh
-# Outputs under kill -9, on media that cannot be written, and with two writers: what is there afterwards is the old file,
-# a whole new one, or none.
+# Outputs under kill -9 and other signals, on media that cannot be written, and with two writers: what is there afterwards
+# is the old file, a whole new one, or none.
 set -u
 build=${BUILD:-build}
 bin=$(cd "$build/bin" && pwd)
@@ -41,6 +41,38 @@ killed() {
 }
 killed convert "$convert_ns"
 killed quantize "$quantize_ns"
+
+# signalled WHAT SIGNAL: as soon as there is a temporary file, until one time the program was cut while it wrote. It says how
+# far it came, leaves the old file and nothing beside it. A shell has SIGINT ignored by what it runs behind.
+signalled() {
+    what=$1 signal=$2 cut=0 rounds=0 dir=$tmp/$1-$2
+    while [ $cut -eq 0 ] && [ $rounds -lt 20 ]; do
+        rounds=$((rounds + 1))
+        rm -rf "$dir"; mkdir "$dir"
+        echo "the old file" >"$dir/out.dpk"
+        (run="exec env --default-signal=$signal"; $what "$dir/out.dpk" 2>"$tmp/err") &
+        pid=$!
+        until set -- "$dir"/out.dpk.tmp* && [ -e "$1" ] || ! kill -0 $pid 2>/dev/null; do :; done
+        kill -s "$signal" $pid 2>/dev/null; wait $pid; status=$?
+        [ "$(ls "$dir")" = out.dpk ] || { bad "$what, SIG$signal: left behind: $(echo $(ls "$dir"))"; return; }
+        [ $status -eq 0 ] && cmp -s "$dir/out.dpk" "$tmp/$what.want" && continue # it had written all
+        [ $status -eq 1 ] && [ "$(cat "$dir/out.dpk")" = "the old file" ] && grep -q stopped "$tmp/err" ||
+            { bad "$what, SIG$signal: exit status $status: $(cat "$tmp/err")"; return; }
+        cut=1
+    done
+    [ $cut -eq 1 ] && ok "$what, SIG$signal: $(cat "$tmp/err")" || bad "$what, SIG$signal: too late $rounds times"
+}
+for signal in INT TERM HUP; do
+    signalled convert $signal
+    signalled quantize $signal
+done
+# nohup's programs go on
+dir=$tmp/nohup; mkdir "$dir"
+(trap '' HUP; run=exec; convert "$dir/out.dpk" 2>"$tmp/err") &
+pid=$!
+until set -- "$dir"/out.dpk.tmp* && [ -e "$1" ] || ! kill -0 $pid 2>/dev/null; do :; done
+kill -s HUP $pid 2>/dev/null
+wait $pid && cmp -s "$dir/out.dpk" "$tmp/convert.want" && ok "a hangup that is ignored" || bad "nohup: $(cat "$tmp/err")"
 
 # two writers of one name: one of them wins, whole
 mixed=0

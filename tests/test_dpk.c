@@ -395,6 +395,48 @@ static void test_smallest(void **state) {
     dpk_file_close(&f);
 }
 
+/* The front of a file with one program: n_in inputs, n_out outputs that all come from the first. */
+static int view_program(uint32_t n_in, uint32_t n_out, dpk_error *err) {
+    struct dpk_value *values = calloc(n_in + n_out, sizeof *values);
+    struct dpk_op *ops = calloc(n_out, sizeof *ops);
+    struct dpk_writer *w;
+    struct dpk_file f;
+    char name[16];
+    assert_int_equal(dpk_writer_create(&w, NULL, err), DPK_OK);
+    for (uint32_t i = 0; i < n_in + n_out; i++) {
+        snprintf(name, sizeof name, "v%u", i);
+        values[i] = (struct dpk_value){.type = DPK_VALUE_F32, .rank = i < n_in};
+        assert_int_equal(dpk_writer_string(w, name, &values[i].name, err), DPK_OK);
+        if (i < n_in) continue;
+        values[i].flags = DPK_VALUE_OUTPUT;
+        struct dpk_op *op = &ops[i - n_in];
+        *op = (struct dpk_op){.opcode = DPK_OP_slice};
+        for (int k = 0; k < DPK_MAX_IN; k++) op->in[k] = k ? DPK_NONE : 0;
+        for (int k = 0; k < DPK_MAX_WT; k++) op->wt[k] = DPK_NONE;
+        op->attr[2].f = 1;
+        op->attr[4].f = -INFINITY, op->attr[5].f = INFINITY;
+    }
+    assert_int_equal(dpk_writer_program(w, "text", values, n_in, ops, n_out, err), DPK_OK);
+    const int rc = dpk_writer_view(w, &f, err);
+    dpk_file_close(&f);
+    dpk_writer_free(w);
+    free(values);
+    free(ops);
+    return rc;
+}
+
+/* As many inputs and outputs as a program may have, and one more, with nothing else wrong. */
+static void test_boundaries(void **state) {
+    (void)state;
+    dpk_error err = {0};
+    assert_ok(view_program(4096, 1, &err));
+    assert_int_equal(view_program(4097, 1, &err), DPK_EFORMAT);
+    assert_non_null(strstr(err.msg, "4097 inputs and 1 operators, want some, at most 4096 inputs"));
+    assert_ok(view_program(1, 4096, &err));
+    assert_int_equal(view_program(1, 4097, &err), DPK_EFORMAT);
+    assert_non_null(strstr(err.msg, "its entry says 4097 of at most 4096"));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip),     cmocka_unit_test(test_deterministic),
@@ -402,7 +444,7 @@ int main(void) {
         cmocka_unit_test(test_weight_bits),    cmocka_unit_test(test_not_a_file),
         cmocka_unit_test(test_output_refused), cmocka_unit_test(test_output_full),
         cmocka_unit_test(test_permissions),    cmocka_unit_test(test_writer_refuses),
-        cmocka_unit_test(test_smallest),
+        cmocka_unit_test(test_smallest),       cmocka_unit_test(test_boundaries),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -42,7 +42,7 @@ static void test_many_texts(void **state) {
     enum { MANY = 500 };
     const char *path = in_dir(*state, "p.png");
     png_text texts[MANY] = {{0}};
-    char keys[MANY][8];
+    char keys[MANY][16];
     for (int i = 0; i < MANY; i++) {
         snprintf(keys[i], sizeof keys[i], "key %d", i);
         texts[i].key = keys[i];

@@ -79,19 +79,16 @@ static uint32_t fit(uint32_t side, uint32_t longest, uint32_t want, uint32_t mul
 
 int dpk_side_params(const struct dpk_side *s, const struct dpk_measure_options *options,
                     uint32_t prompt, dpk_params *params, dpk_error *err) {
-    double width, height, scale, multiple;
+    struct dpk_settings set;
     int rc = DPK_OK;
     *params = dpk_params_default();
-    DPK_TRY(dpk_model_meta_number(s->model, "pipeline.width", 1024, 1, 65536, &width, err));
-    DPK_TRY(dpk_model_meta_number(s->model, "pipeline.height", 1024, 1, 65536, &height, err));
-    DPK_TRY(dpk_model_meta_number(s->model, "pipeline.vae_scale", 8, 1, 1024, &scale, err));
-    DPK_TRY(
-        dpk_model_meta_number(s->model, "pipeline.size_multiple", scale, 1, 1024, &multiple, err));
-    const uint32_t longest = (uint32_t)(width > height ? width : height);
+    DPK_TRY(dpk_settings_read(&s->model->file, &set, err));
+    const uint32_t width = (uint32_t)set.width, height = (uint32_t)set.height;
+    const uint32_t longest = width > height ? width : height;
     uint32_t want = options->size;
     if (!want) want = longest < DEFAULT_SIDE ? longest : DEFAULT_SIDE;
-    params->width = fit((uint32_t)width, longest, want, (uint32_t)multiple);
-    params->height = fit((uint32_t)height, longest, want, (uint32_t)multiple);
+    params->width = fit(width, longest, want, (uint32_t)set.size_multiple);
+    params->height = fit(height, longest, want, (uint32_t)set.size_multiple);
     params->prompts = &options->prompts[prompt];
     params->n_prompts = 1;
     params->steps = options->steps;

@@ -2,6 +2,7 @@
 
 #include "../formats/fail.h"
 #include "../formats/tokenizer_blob.h"
+#include "../runtime/settings.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -93,21 +94,6 @@ done:
     return rc;
 }
 
-static int meta_int(const struct inference *k, const char *key, int32_t fallback, int32_t *v) {
-    const char *text = dpk_file_meta(k->f, key);
-    int rc = DPK_OK;
-    *v = fallback;
-    if (!text) goto done;
-    char *end;
-    const long n = strtol(text, &end, 10);
-    if (end == text || *end || n < 1 || n > 65536)
-        DPK_FAIL(k->err, DPK_EFORMAT, "metadata %s: \"%.40s\", want a whole number from 1 to 65536",
-                 key, text);
-    *v = (int32_t)n;
-done:
-    return rc;
-}
-
 /* Ids of a prompt, as a tokenizer's blob says. */
 static int32_t prompt_length(const struct dpk_file *f) {
     struct dpk_tok_header h;
@@ -125,15 +111,13 @@ static int32_t prompt_length(const struct dpk_file *f) {
 
 int dpk_rows_infer(const struct dpk_file *f, int32_t batch, uint64_t *rows, dpk_error *err) {
     struct inference k = {.f = f, .rows = rows, .err = err};
-    int32_t width, height, scale, channels, steps;
+    struct dpk_settings set;
     const int32_t length = prompt_length(f);
     int rc = DPK_OK;
     memset(rows, 0, f->n_tensors * sizeof *rows);
-    DPK_TRY(meta_int(&k, "pipeline.width", 1024, &width));
-    DPK_TRY(meta_int(&k, "pipeline.height", 1024, &height));
-    DPK_TRY(meta_int(&k, "pipeline.vae_scale", 8, &scale));
-    DPK_TRY(meta_int(&k, "pipeline.latent_channels", 4, &channels));
-    DPK_TRY(meta_int(&k, "pipeline.steps", 50, &steps));
+    DPK_TRY(dpk_settings_read(f, &set, err));
+    const int32_t width = (int32_t)set.width, height = (int32_t)set.height;
+    const int32_t scale = (int32_t)set.vae_scale, channels = (int32_t)set.latent_channels;
     const int32_t h = height / scale > 0 ? height / scale : 1;
     const int32_t w = width / scale > 0 ? width / scale : 1;
 
@@ -144,7 +128,7 @@ int dpk_rows_infer(const struct dpk_file *f, int32_t batch, uint64_t *rows, dpk_
     DPK_TRY(learn(&k, "time_ids", SHAPE(batch, 6)));
     DPK_TRY(learn(&k, "resolution", SHAPE(batch, 2)));
     DPK_TRY(learn(&k, "aspect_ratio", SHAPE(batch, 1)));
-    DPK_TRY(learn(&k, "timesteps", SHAPE(steps)));
+    DPK_TRY(learn(&k, "timesteps", SHAPE((int32_t)set.steps)));
     DPK_TRY(infer_program(&k, "setup"));
     DPK_TRY(learn(&k, "latent", SHAPE(batch, h, w, channels)));
     DPK_TRY(learn(&k, "step", SHAPE(1)));

@@ -22,7 +22,6 @@ static int resolve_params(struct dpk_job *job, const dpk_params *params, dpk_err
     int rc = DPK_OK;
     const struct dpk_model *m = job->session->model;
     dpk_params *p = &job->params;
-    double guidance;
     *p = dpk_params_default();
     if (params->struct_size < sizeof(size_t) || params->struct_size > sizeof *p)
         DPK_FAIL(err, DPK_EARG, "parameters of %zu bytes, this library knows %zu",
@@ -40,10 +39,10 @@ static int resolve_params(struct dpk_job *job, const dpk_params *params, dpk_err
         DPK_FAIL(err, DPK_EARG, "generator %d, want DPK_RNG_CPU or DPK_RNG_CUDA", p->rng);
     if (!DPK_HAS_philox && p->rng == DPK_RNG_CUDA)
         DPK_FAIL(err, DPK_EUNSUPPORTED, "generator cuda: this build is without philox");
+    DPK_TRY(dpk_settings_read(&m->file, &job->settings, err));
     DPK_TRY(dpk_job_check_init(job, err));
     DPK_TRY(dpk_job_size(job, err));
-    DPK_TRY(dpk_model_meta_number(m, "pipeline.guidance", 7.5, 0, 1e4, &guidance, err));
-    if (p->guidance < 0) p->guidance = (float)guidance;
+    if (p->guidance < 0) p->guidance = (float)job->settings.guidance;
     if (!isfinite(p->guidance) || !(p->guidance_rescale >= 0 && p->guidance_rescale <= 1))
         DPK_FAIL(err, DPK_EARG, "guidance %g and its rescale %g, want finite and 0 to 1",
                  (double)p->guidance, (double)p->guidance_rescale);

@@ -15,6 +15,7 @@
 struct dpk_job {
     struct dpk_session *session;
     dpk_params params; /* defaults filled in, but for prompts */
+    struct dpk_settings settings;
     uint32_t n_images, text_rows, rows;
     bool guided, negative_zeros;
     uint32_t paint_width, paint_height; /* what the model paints */
@@ -46,7 +47,6 @@ struct dpk_job {
     float *shown; /* [1 or n_images,H,W,3], if fitted */
 
     /* With params.init */
-    double scaling_factor;
     uint32_t out_mean, out_logvar;
     struct dpk_plan_input encode_in[1];
     float *init_image;              /* [paint_height,paint_width,3], -1 .. 1 */

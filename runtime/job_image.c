@@ -38,8 +38,6 @@ done:
 int dpk_job_plan_init(struct dpk_job *job, dpk_error *err) {
     int rc = DPK_OK;
     if (!job->params.init) goto done;
-    DPK_TRY(dpk_model_meta_number(job->session->model, "pipeline.scaling_factor", 0.18215, 1e-6,
-                                  1e6, &job->scaling_factor, err));
     struct dpk_shape image = dpk_job_shape(4, 1, job->paint_height, job->paint_width, 3);
     struct dpk_shape latent = dpk_job_shape(4, 1, job->h, job->w, job->channels);
     dpk_job_input(&job->encode_in[0], "image", DPK_F32, image);
@@ -108,7 +106,7 @@ void dpk_job_draw(struct dpk_job *job, uint32_t n, float *out) {
 
 /* A sample of what the encoder says, times the scaling factor; out holds the noise before. */
 static void sample(const struct dpk_job *job, float *out) {
-    const float factor = (float)job->scaling_factor;
+    const float factor = (float)job->settings.scaling_factor;
     for (size_t i = 0; i < latent_values(job); i++) {
         float logvar = fminf(fmaxf(job->init_logvar[i], -30), 20);
         out[i] = factor * (job->init_mean[i] + expf(0.5f * logvar) * out[i]);

@@ -5,8 +5,6 @@
 
 #include "job.h"
 
-enum { DPK_JOB_MAX_PIXELS = 32768 }; /* of a side */
-
 /* ---- job.c -------------------------------------------------------------------------------- */
 struct dpk_shape dpk_job_shape(int rank, uint64_t a, uint64_t b, uint64_t c, uint64_t d);
 void dpk_job_input(struct dpk_plan_input *in, const char *name, int32_t dtype,

@@ -59,21 +59,13 @@ int dpk_job_size(struct dpk_job *job, dpk_error *err) {
     int rc = DPK_OK;
     const struct dpk_model *m = job->session->model;
     dpk_params *p = &job->params;
-    double width, height, scale, multiple, channels, most = DPK_JOB_MAX_PIXELS;
-    DPK_TRY(dpk_model_meta_number(m, "pipeline.width", 1024, 1, most, &width, err));
-    DPK_TRY(dpk_model_meta_number(m, "pipeline.height", 1024, 1, most, &height, err));
-    DPK_TRY(dpk_model_meta_number(m, "pipeline.vae_scale", 8, 1, 256, &scale, err));
-    DPK_TRY(dpk_model_meta_number(m, "pipeline.size_multiple", scale, 1, 1024, &multiple, err));
-    DPK_TRY(dpk_model_meta_number(m, "pipeline.latent_channels", 4, 1, 1024, &channels, err));
-    uint32_t by = (uint32_t)multiple, f = (uint32_t)scale;
+    const struct dpk_settings *s = &job->settings;
+    const uint32_t by = (uint32_t)s->size_multiple, f = (uint32_t)s->vae_scale;
     const char *bins = p->no_binning ? NULL : dpk_model_meta(m, "pipeline.bins");
-    if (by % f)
-        DPK_FAIL(err, DPK_EFORMAT,
-                 "metadata pipeline.size_multiple %u is no multiple of vae_scale %u", by, f);
     /* With a table, any size can be asked for. */
     const uint32_t asked_by = bins ? 1 : by;
-    if (!p->width) p->width = default_side(p->init ? p->init_width : 0, asked_by, width);
-    if (!p->height) p->height = default_side(p->init ? p->init_height : 0, asked_by, height);
+    if (!p->width) p->width = default_side(p->init ? p->init_width : 0, asked_by, s->width);
+    if (!p->height) p->height = default_side(p->init ? p->init_height : 0, asked_by, s->height);
     DPK_TRY(check_side("width", p->width, asked_by, err));
     DPK_TRY(check_side("height", p->height, asked_by, err));
     job->paint_width = p->width, job->paint_height = p->height;
@@ -83,7 +75,7 @@ int dpk_job_size(struct dpk_job *job, dpk_error *err) {
                  job->paint_height, job->paint_width, by);
     job->fitted = job->paint_width != p->width || job->paint_height != p->height;
     job->w = job->paint_width / f, job->h = job->paint_height / f;
-    job->channels = (uint32_t)channels;
+    job->channels = (uint32_t)s->latent_channels;
 done:
     return rc;
 }

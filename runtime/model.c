@@ -88,41 +88,6 @@ const char *dpk_model_meta_at(const dpk_model *model, size_t i, const char **val
 
 uint64_t dpk_model_sum(const dpk_model *model) { return dpk_file_sum(&model->file); }
 
-/* strtod would follow the program's locale. */
-const char *dpk_parse_number(const char *p, double *out) {
-    double sign = *p == '-' ? -1 : 1, value = 0;
-    int exponent = 0;
-    bool digits = false;
-    if (*p == '-') p++;
-    for (; *p >= '0' && *p <= '9'; p++, digits = true) value = value * 10 + (*p - '0');
-    if (*p == '.')
-        for (p++; *p >= '0' && *p <= '9'; p++, digits = true, exponent--)
-            value = value * 10 + (*p - '0');
-    if (digits && (*p == 'e' || *p == 'E')) {
-        int e = 0, e_sign = p[1] == '-' ? -1 : 1;
-        p += p[1] == '-' || p[1] == '+' ? 2 : 1;
-        for (; *p >= '0' && *p <= '9'; p++) e = e < 1000 ? e * 10 + (*p - '0') : e;
-        exponent += e_sign * e;
-    }
-    *out = sign * (exponent < 0 ? value / pow(10, -exponent) : value * pow(10, exponent));
-    return digits ? p : NULL;
-}
-
-int dpk_model_meta_number(const struct dpk_model *model, const char *key, double fallback,
-                          double low, double high, double *out, dpk_error *err) {
-    int rc = DPK_OK;
-    const char *text = dpk_file_meta(&model->file, key);
-    *out = fallback;
-    if (!text) goto done;
-    const char *end = dpk_parse_number(text, out);
-    if (!end || *end || !(*out >= low && *out <= high))
-        DPK_FAIL(err, DPK_EFORMAT,
-                 "the model's metadata %s: \"%.40s\", want a number from %g to %g", key, text, low,
-                 high);
-done:
-    return rc;
-}
-
 /* ---- Tokens ------------------------------------------------------------------------------- */
 
 int dpk_model_find_tokenizer(const struct dpk_model *model, const char *name) {
@@ -166,12 +131,12 @@ static const char *scheduler_key(void *arg, const char *key) {
 int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uint32_t steps,
                        double strength, struct dpk_schedule **schedule, dpk_error *err) {
     int rc = DPK_OK;
-    double standard;
-    DPK_TRY(dpk_model_meta_number(model, "pipeline.steps", 50, 1, 1e6, &standard, err));
+    struct dpk_settings settings;
+    DPK_TRY(dpk_settings_read(&model->file, &settings, err));
     struct dpk_schedule_spec spec = {.get = scheduler_key,
                                      .arg = (void *)model,
                                      .name = scheduler,
-                                     .steps = steps ? steps : (uint32_t)standard};
+                                     .steps = steps ? steps : (uint32_t)settings.steps};
     spec.start = dpk_schedule_start(spec.steps, strength);
     if (spec.start == spec.steps)
         DPK_FAIL(err, DPK_EARG, "strength %g of %u steps is less than one", strength, spec.steps);

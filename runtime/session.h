@@ -5,6 +5,7 @@
 #include "diffpak.h"
 #include "plan.h"
 #include "sampler.h"
+#include "settings.h"
 #include "tokenizer.h"
 
 enum { DPK_MAX_TOKENIZERS = 4 };
@@ -31,15 +32,6 @@ struct dpk_session {
 
 /* Number of the tokenizer of this name, or -1. */
 int dpk_model_find_tokenizer(const struct dpk_model *model, const char *name);
-
-/* Metadata as numbers. A key that is absent gives `fallback`. Errors: DPK_EFORMAT (not a number, or
- * outside low .. high). */
-int dpk_model_meta_number(const struct dpk_model *model, const char *key, double fallback,
-                          double low, double high, double *out, dpk_error *err);
-
-/* A decimal number in the C locale, whatever the program's own is. Returns what follows it, or NULL
- * if there is none. */
-const char *dpk_parse_number(const char *text, double *out);
 
 /* The sampler's table from the scheduler keys of the metadata, for the last strength * steps of the
  * steps. steps 0: the model's default. */

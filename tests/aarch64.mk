@@ -8,7 +8,7 @@ $(BUILD)/run/bin/%: $(BIN)/%
 
 # emulate: build and run $(TESTS) by $(RUN)
 emulate: $(addprefix $(BUILD)/run/bin/,diffpak diffpak-convert diffpak-quantize) $(addprefix $(BUILD)/tests/,$(TESTS))
-	@BUILD=$(BUILD)/run RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(addprefix $(BUILD)/tests/,$(TESTS))
+	@TEST_TIMEOUT=3600 BUILD=$(BUILD)/run RUN="$(RUN)" tests/run.sh $(BUILD)/logs $(addprefix $(BUILD)/tests/,$(TESTS))
 
 ## deps-aarch64: install what test-aarch64 needs (apt-get)
 deps-aarch64:

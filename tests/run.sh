@@ -1,7 +1,8 @@
 #!/bin/sh
 # Run test programs and scripts, as many at a time as there are cores, show each one's failures, and close with a line of
 # totals. Exit status 1 if anything failed.
-# Usage: tests/run.sh LOGDIR PROGRAM...   (RUN: what runs a program of another processor; JOBS: how many at a time)
+# Usage: tests/run.sh LOGDIR PROGRAM...   (RUN: what runs a program of another processor; JOBS: how many at a time;
+# TEST_TIMEOUT: seconds for each, 900)
 set -u
 
 # One program: its lines go out at once, so that programs side by side do not mix theirs.
@@ -9,7 +10,7 @@ run_one() {
     name=$(basename "$2") log=$1/$(basename "$2").log
     start=$(date +%s)
     case $2 in *.sh) run= ;; *) run=${RUN-} ;; esac
-    timeout 900 $run "$2" >"$log" 2>&1
+    timeout "${TEST_TIMEOUT:-900}" $run "$2" >"$log" 2>&1
     status=$?
     p=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test(s).*/\1/p' "$log" | tail -n 1)
     f=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test(s).*/\1/p' "$log" | tail -n 1)

@@ -215,7 +215,8 @@ static bool is_imposed(const char *family, const char *key) {
     return false;
 }
 
-int dpk_conversion_scheduler(struct dpk_conversion *c, const char *family, dpk_error *err) {
+/* Copy scheduler_config.json into the metadata, with what pipelines of the family impose on it. */
+static int convert_scheduler(struct dpk_conversion *c, const char *family, dpk_error *err) {
     static const char *const marked[] = {"prediction_type", "rescale_betas_zero_snr",
                                          "timestep_spacing"};
     int rc = DPK_OK;
@@ -321,7 +322,7 @@ static int build(struct dpk_conversion *c, dpk_error *err) {
     if (o->ema) dpk_builder_meta(b, "convert.ema", "true");
     if (c->family) dpk_builder_meta(b, "source.checkpoint", "%s", c->family->name);
     DPK_TRY(pipeline->build(c, err));
-    DPK_TRY(dpk_conversion_scheduler(c, pipeline->family, err));
+    DPK_TRY(convert_scheduler(c, pipeline->family, err));
     DPK_TRY(dpk_builder_status(b, err)); /* before the leftovers, which an error leaves behind */
     for (int i = 0; i < c->n_components; i++) DPK_TRY(finish_part(c, &c->components[i], err));
     DPK_TRY(dpk_conversion_merge(c, err));

@@ -59,8 +59,6 @@ int dpk_conversion_part(struct dpk_conversion *c, const char *name, const char *
 /* Pack the tokenizer in the folder of that name. */
 int dpk_conversion_tokenizer(struct dpk_conversion *c, const char *name, uint32_t kind,
                              uint32_t max_length, bool lower_strip, dpk_error *err);
-/* Copy scheduler_config.json into the metadata, with what pipelines of the family impose on it. */
-int dpk_conversion_scheduler(struct dpk_conversion *c, const char *family, dpk_error *err);
 
 /* Build a pipeline's programs, tokenizers and defaults; one function a pipeline class. */
 typedef int dpk_pipeline_build(struct dpk_conversion *c, dpk_error *err);

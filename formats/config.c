@@ -7,12 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-int dpk_config_open(struct dpk_config *c, struct dpk_source *source, const char *name,
-                    dpk_error *err) {
+/* From the source, or from `text` where there is none. */
+static int open_config(struct dpk_config *c, struct dpk_source *source, const char *name,
+                       const char *text, dpk_error *err) {
     int rc = DPK_OK;
     memset(c, 0, sizeof *c);
     snprintf(c->name, sizeof c->name, "%s", name);
-    DPK_TRY(dpk_source_json(source, name, &c->owned, err));
+    DPK_TRY(source ? dpk_source_json(source, name, &c->owned, err)
+                   : dpk_json_parse(&c->owned, name, text, strlen(text), err));
     if (!cJSON_IsObject(c->owned))
         DPK_FAIL(err, DPK_EFORMAT, "%s: want a JSON object at the top", name);
     c->json = c->owned;
@@ -21,17 +23,13 @@ done:
     return rc;
 }
 
+int dpk_config_open(struct dpk_config *c, struct dpk_source *source, const char *name,
+                    dpk_error *err) {
+    return open_config(c, source, name, NULL, err);
+}
+
 int dpk_config_parse(struct dpk_config *c, const char *name, const char *text, dpk_error *err) {
-    int rc = DPK_OK;
-    memset(c, 0, sizeof *c);
-    snprintf(c->name, sizeof c->name, "%s", name);
-    DPK_TRY(dpk_json_parse(&c->owned, name, text, strlen(text), err));
-    if (!cJSON_IsObject(c->owned))
-        DPK_FAIL(err, DPK_EFORMAT, "%s: want a JSON object at the top", name);
-    c->json = c->owned;
-done:
-    if (rc != DPK_OK) dpk_config_close(c);
-    return rc;
+    return open_config(c, NULL, name, text, err);
 }
 
 void dpk_config_close(struct dpk_config *c) {

@@ -127,30 +127,15 @@ done:
     return rc;
 }
 
-int dpk_tensors_open_file(struct dpk_tensors **tensors, const char *path, dpk_error *err) {
-    struct dpk_tensors *ts = NULL;
-    struct dpk_stream stream = {0};
-    int rc = DPK_OK;
-    *tensors = NULL;
-    DPK_TRY(dpk_stream_open(&stream, path, err));
-    DPK_TRY(tensors_new(&ts, 1, "", err));
-    DPK_TRY(add_file(ts, path, &stream, err));
-    DPK_TRY(gather(ts, err));
-    *tensors = ts;
-    ts = NULL;
-done:
-    dpk_stream_close(&stream);
-    dpk_tensors_close(ts);
-    return rc;
-}
-
+/* source NULL: a file of the file system. */
 static int open_single(struct dpk_tensors **tensors, struct dpk_source *source, const char *name,
                        const char *variant, dpk_error *err) {
     struct dpk_tensors *ts = NULL;
     struct dpk_stream stream = {0};
     int rc = DPK_OK;
     *tensors = NULL;
-    DPK_TRY(dpk_source_stream(source, name, &stream, err));
+    DPK_TRY(source ? dpk_source_stream(source, name, &stream, err)
+                   : dpk_stream_open(&stream, name, err));
     DPK_TRY(tensors_new(&ts, 1, variant, err));
     DPK_TRY(add_file(ts, name, &stream, err));
     DPK_TRY(gather(ts, err));
@@ -160,6 +145,10 @@ done:
     dpk_stream_close(&stream);
     dpk_tensors_close(ts);
     return rc;
+}
+
+int dpk_tensors_open_file(struct dpk_tensors **tensors, const char *path, dpk_error *err) {
+    return open_single(tensors, NULL, path, "", err);
 }
 
 int dpk_tensors_open_member(struct dpk_tensors **tensors, struct dpk_source *source,

@@ -48,7 +48,7 @@ void dpk_cli_picture_options(struct dpk_cli_picture *q, struct dpk_cli_option *o
 int dpk_cli_picture_settle(struct dpk_cli_picture *q, const char *command) {
     dpk_params *p = &q->params;
     uint64_t number;
-    if (!q->prompts.n) return dpk_cli_usage(command, "-p PROMPT is missing");
+    if (!q->prompts.n) return dpk_cli_usage(command, "a prompt is missing (-p PROMPT)");
     if (strcmp(q->rng, "cpu") && strcmp(q->rng, "cuda"))
         return dpk_cli_usage(command, "--rng %s: want cpu or cuda", q->rng);
     if (strcmp(q->long_prompt, "truncate") && strcmp(q->long_prompt, "chunks"))

@@ -407,3 +407,18 @@ void support_folder_remove(char *folder) {
     rmdir(folder);
     free(folder);
 }
+
+int support_dpk_check(const uint8_t *file, size_t n_bytes, dpk_error *err) {
+    struct dpk_file f = {.fd = -1, .file_bytes = n_bytes};
+    struct dpk_section weights;
+    int rc = DPK_OK;
+    DPK_TRY(dpk_check_table(file, n_bytes, "memory", err));
+    memcpy(&weights, file + sizeof(struct dpk_header) + 5 * sizeof weights, sizeof weights);
+    f.front = aligned_alloc(DPK_ALIGN, (size_t)weights.offset); /* tight, for the sanitizer */
+    if (!f.front) DPK_FAIL(err, DPK_ENOMEM, "no memory for a front");
+    memcpy(f.front, file, (size_t)weights.offset); /* within the file: the table was checked */
+    DPK_TRY(dpk_check_front(&f, "memory", err));
+done:
+    dpk_file_close(&f);
+    return rc;
+}

@@ -44,6 +44,9 @@ void support_folder_remove(char *folder);
  * and sizes must still lie within the file. */
 void support_dpk_repair(uint8_t *file, size_t n_bytes);
 
+/* The rules on memory, as dpk_file_open runs them on the front of a file. */
+int support_dpk_check(const uint8_t *file, size_t n_bytes, dpk_error *err);
+
 uint32_t support_random(uint64_t *state); /* any 32 bits */
 
 #endif

@@ -66,6 +66,18 @@ static void to_nhwc(float *data, int32_t *dim, size_t count) {
     free(copy);
 }
 
+float *golden_floats(struct dpk_tensors *golden, const char *name, const char *suffix, size_t *n) {
+    char full[128];
+    dpk_error err;
+    snprintf(full, sizeof full, "%s%s", name, suffix);
+    struct dpk_tensor_info *t = dpk_tensors_find(golden, full);
+    *n = t ? (size_t)t->n_elements : 0;
+    if (!t) return NULL;
+    float *v = malloc(*n * sizeof *v + 1);
+    assert_int_equal(dpk_tensors_read_f32(golden, t, 0, *n, v, &err), DPK_OK);
+    return v;
+}
+
 dpk_array golden_array(struct dpk_tensors *golden, const char *name, int index, int nhwc) {
     dpk_error err;
     const struct dpk_tensor_info *info = dpk_tensors_find(golden, name);

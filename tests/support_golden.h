@@ -19,6 +19,8 @@ dpk_model *golden_model(const char *name, const char *source, const char *option
  * Four-dimensional images and maps come in NCHW and are turned to NHWC if nhwc. Integers come as
  * int32 if they are ids ("ids" or "mask" in the name), else as float. data is malloc'ed. */
 dpk_array golden_array(struct dpk_tensors *golden, const char *name, int index, int nhwc);
+/* The n numbers of the tensor `name` + `suffix` as they lie, malloc'ed; NULL if there is none. */
+float *golden_floats(struct dpk_tensors *golden, const char *name, const char *suffix, size_t *n);
 void golden_free(dpk_array *a);
 
 int golden_has(struct dpk_tensors *golden, const char *name);

@@ -160,31 +160,14 @@ static void test_truncated(void **state) {
     free(d.good);
 }
 
-/* The rules on memory, which is what dpk_file_open runs, without a file for each of 10^5 bits. */
-static int check_memory(const uint8_t *file, size_t n, dpk_error *err) {
-    struct dpk_file f = {.fd = -1, .file_bytes = n};
-    int rc = dpk_check_table(file, n, "memory", err);
-    struct dpk_section weights;
-    memcpy(&weights, file + sizeof(struct dpk_header) + 5 * sizeof weights, sizeof weights);
-    if (rc == DPK_OK) {
-        /* A tight buffer, for the sanitizer. The table was checked, so the offset is within. */
-        assert_true(weights.offset <= n);
-        f.front = aligned_alloc(DPK_ALIGN, (size_t)weights.offset);
-        memcpy(f.front, file, (size_t)weights.offset);
-        rc = dpk_check_front(&f, "memory", err);
-    }
-    dpk_file_close(&f);
-    return rc;
-}
-
 static void test_every_bit_of_the_front(void **state) {
     (void)state;
     struct damage d = damage_begin(12);
     dpk_error err = {0};
-    assert_ok(check_memory(d.good, d.n, &err));
+    assert_ok(support_dpk_check(d.good, d.n, &err));
     for (size_t bit = 0; bit < d.front * 8; bit++) {
         d.good[bit / 8] ^= (uint8_t)(1 << bit % 8);
-        if (check_memory(d.good, d.n, &err) == DPK_OK)
+        if (support_dpk_check(d.good, d.n, &err) == DPK_OK)
             fail_msg("bit %zu of byte %zu is not noticed", bit % 8, bit / 8);
         d.good[bit / 8] ^= (uint8_t)(1 << bit % 8);
     }

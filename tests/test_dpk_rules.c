@@ -27,21 +27,6 @@ static struct dpk_tensor_record *tensor_of(uint8_t *file, uint32_t i) {
     return record(file, DPK_SECTION_TENSORS, i * sizeof(struct dpk_tensor_record));
 }
 
-/* The rules on memory, as dpk_file_open runs them. */
-static int check_memory(const uint8_t *file, size_t n, dpk_error *err) {
-    struct dpk_file f = {.fd = -1, .file_bytes = n};
-    int rc = dpk_check_table(file, n, "memory", err);
-    if (rc == DPK_OK) {
-        struct dpk_section weights;
-        memcpy(&weights, file + sizeof(struct dpk_header) + 5 * sizeof weights, sizeof weights);
-        f.front = aligned_alloc(DPK_ALIGN, (size_t)weights.offset); /* tight, for the sanitizer */
-        memcpy(f.front, file, (size_t)weights.offset);
-        rc = dpk_check_front(&f, "memory", err);
-    }
-    dpk_file_close(&f);
-    return rc;
-}
-
 static uint8_t *good;
 static size_t n_good;
 static char *folder;
@@ -54,7 +39,7 @@ static int setup(void **state) {
     snprintf(path, sizeof path, "%s/good.dpk", folder);
     if (support_dpk_write(path, 21, 2, &err) != DPK_OK) return -1;
     good = support_file_read(path, &n_good);
-    return check_memory(good, n_good, &err);
+    return support_dpk_check(good, n_good, &err);
 }
 static int teardown(void **state) {
     (void)state;
@@ -121,7 +106,7 @@ static void test_random_changes(void **state) {
             memcpy(f + at, &v, sizeof v);
         }
         support_dpk_repair(f, n_good);
-        n_accepted += check_memory(f, n_good, &err) == DPK_OK;
+        n_accepted += support_dpk_check(f, n_good, &err) == DPK_OK;
     }
     assert_true(n_accepted < 20000);
     free(f);

@@ -1,4 +1,6 @@
 /* Random numbers against PyTorch's (tests/data/golden/rng.*). */
+#include "support_golden.h"
+
 #include "../formats/ops.h"
 #include "../formats/tensors.h"
 #include "../runtime/random.h"
@@ -43,19 +45,6 @@ static int teardown(void **state) {
     dpk_tensors_close(golden);
     cJSON_Delete(cases);
     return 0;
-}
-
-/* The tensor `name` + `suffix`, malloc'ed; NULL if there is none. */
-static float *load(const char *name, const char *suffix, size_t *n) {
-    char full[128];
-    dpk_error err;
-    snprintf(full, sizeof full, "%s%s", name, suffix);
-    struct dpk_tensor_info *t = dpk_tensors_find(golden, full);
-    if (!t) return NULL;
-    *n = (size_t)t->n_elements;
-    float *v = malloc(*n * sizeof *v + 1);
-    assert_int_equal(dpk_tensors_read_f32(golden, t, 0, *n, v, &err), DPK_OK);
-    return v;
 }
 
 /* float32: within the tolerance. The half types: equal, but where two float32 values that close
@@ -105,20 +94,20 @@ static int check_draw(const cJSON *c) {
             assert_int_equal(r.offset - before, (uint64_t)number(c, "offset_advance"));
     }
     size_t m = 0;
-    float *want = load(name, "", &m);
+    float *want = golden_floats(golden, name, "", &m);
     if (want) {
         assert_int_equal(m, n);
         compare(name, got, want, n, dtype, tolerance);
     } else {
-        want = load(name, ".first", &m);
+        want = golden_floats(golden, name, ".first", &m);
         assert_non_null(want);
         compare(name, got, want, m, dtype, tolerance);
         free(want);
-        want = load(name, ".last", &m);
+        want = golden_floats(golden, name, ".last", &m);
         assert_non_null(want);
         compare(name, got + n - m, want, m, dtype, tolerance);
         free(want);
-        want = load(name, ".mean_std", &m);
+        want = golden_floats(golden, name, ".mean_std", &m);
         if (want) {
             double mean = 0, var = 0;
             for (size_t i = 0; i < n; i++) mean += got[i];
@@ -139,7 +128,7 @@ static int check_sequence(const cJSON *c, const cJSON *sizes) {
     const char *name = cJSON_GetStringValue(cJSON_GetObjectItem(c, "name"));
     struct dpk_random r;
     size_t m = 0, at = 0;
-    float *want = load(name, "", &m);
+    float *want = golden_floats(golden, name, "", &m);
     assert_non_null(want);
     dpk_random_seed(&r, DPK_RANDOM_CPU, (uint64_t)number(c, "seed"), 0);
     const cJSON *size;
@@ -181,7 +170,7 @@ static void test_latents(void **state) {
         float got[2 * ONE];
         size_t n = 0;
         snprintf(name, sizeof name, "latents.%s.one_generator", types[i]);
-        float *want = load(name, "", &n);
+        float *want = golden_floats(golden, name, "", &n);
         assert_non_null(want);
         assert_int_equal(n, 2 * ONE);
         dpk_random_seed(&r, DPK_RANDOM_CPU, 0, 0);
@@ -189,7 +178,7 @@ static void test_latents(void **state) {
         compare(name, got, want, n, dtypes[i], 5e-7);
         free(want);
         snprintf(name, sizeof name, "latents.%s.two_generators", types[i]);
-        want = load(name, "", &n);
+        want = golden_floats(golden, name, "", &n);
         assert_non_null(want);
         for (unsigned k = 0; k < 2; k++) {
             dpk_random_seed(&r, DPK_RANDOM_CPU, k, 0);

@@ -1,4 +1,6 @@
 /* Samplers against diffusers' schedulers (tests/data/golden/schedulers.*), and what they refuse. */
+#include "support_golden.h"
+
 #include "../formats/ops.h"
 #include "../formats/tensors.h"
 #include "../runtime/random.h"
@@ -94,19 +96,6 @@ static struct dpk_schedule *create(struct config *c, const char *name, uint32_t 
     return s;
 }
 
-static float *load(const char *name, const char *suffix, size_t *n) {
-    char full[128];
-    dpk_error err;
-    snprintf(full, sizeof full, "%s%s", name, suffix);
-    struct dpk_tensor_info *t = dpk_tensors_find(golden, full);
-    *n = 0;
-    if (!t) return NULL;
-    *n = (size_t)t->n_elements;
-    float *v = malloc(*n * sizeof *v + 1);
-    assert_int_equal(dpk_tensors_read_f32(golden, t, 0, *n, v, &err), DPK_OK);
-    return v;
-}
-
 static double relative(const float *got, const float *want, size_t n) {
     double num = 0, den = 0;
     for (size_t i = 0; i < n; i++) {
@@ -148,7 +137,7 @@ static void check_case(const cJSON *c, struct config *config, double *worst) {
         fail_msg("%s: init_noise_sigma %.9g, want %.9g", name, s->init_noise_sigma, init);
 
     size_t n, n_x;
-    float *t = load(name, ".timesteps", &n);
+    float *t = golden_floats(golden, name, ".timesteps", &n);
     assert_non_null(t);
     assert_int_equal(n, s->n_rows);
     for (size_t i = 0; i < n; i++) {
@@ -159,7 +148,7 @@ static void check_case(const cJSON *c, struct config *config, double *worst) {
             fail_msg("%s: timestep %zu is %.9g, want %.9g", name, i, s->rows[i].timestep, t[i]);
     }
     free(t);
-    float *sigmas = load(name, ".sigmas", &n);
+    float *sigmas = golden_floats(golden, name, ".sigmas", &n);
     /* Rescaled levels hang on PyTorch's float32 square root, which is not correctly rounded. */
     const double loose = strstr(name, ".zero_snr.") ? 5e-6 : 1e-6;
     if (sigmas && s->n_sigmas) {
@@ -173,7 +162,7 @@ static void check_case(const cJSON *c, struct config *config, double *worst) {
     }
     free(sigmas);
 
-    float *x0 = load("x0", "", &n_x), *want = load(name, ".trajectory", &n);
+    float *x0 = golden_floats(golden, "x0", "", &n_x), *want = golden_floats(golden, name, ".trajectory", &n);
     assert_non_null(x0);
     assert_non_null(want);
     assert_int_equal(n_x, N);
@@ -253,7 +242,7 @@ static void test_names(void **state) {
             char name[80];
             size_t m;
             snprintf(name, sizeof name, "%s.%s.default.20", base->string, names[i][1]);
-            float *want = load(name, ".trajectory", &m), *x0 = load("x0", "", &m);
+            float *want = golden_floats(golden, name, ".trajectory", &m), *x0 = golden_floats(golden, "x0", "", &m);
             if (!want) fail_msg("no golden %s", name);
             struct dpk_schedule *s = create(&config, names[i][0], 20, 0);
             float x[N], trail[50 * N];

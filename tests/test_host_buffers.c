@@ -1,6 +1,6 @@
-/* Buffers in host memory for what a job gives to its programs: none for what one of them makes. A
- * hostile file may have the network take its context, say, from setup: nothing has checked the shape
- * that it would have had from the host. */
+/* What lies in host memory. Buffers for what a job gives to its programs: none for what one of them
+ * makes, since a hostile file may have the network take its context, say, from setup, and nothing
+ * has checked the shape that it would have had from the host. Types of what programs give back. */
 #include "support_golden.h"
 
 #include "../runtime/job_impl.h"
@@ -62,7 +62,49 @@ static void test_made_inputs(void **state) {
     dpk_model_free(model);
 }
 
+/* Outputs for the host have to be float32: one of the activations' type would be bfloat16 on one
+ * machine and float32 on the other. */
+static void test_outputs_of_activations(void **state) {
+    static const char *const outputs[][2] = {
+        {"text", "context"}, {"step", "noise"}, {"decode", "image"}};
+    static float latent[2 * 2 * 4];
+    const dpk_array in = {
+        .name = "latent", .type = DPK_ARRAY_F32, .rank = 4, .dim = {1, 2, 2, 4}, .data = latent};
+    dpk_model *model = golden_model("host-buffers", "tests/data/tiny-sd15", "");
+    dpk_session *session = NULL;
+    dpk_params params = dpk_params_default();
+    dpk_error err;
+    (void)state;
+    params.width = params.height = 64, params.steps = 1;
+    if (dpk_session_create(&session, model, NULL, &err)) fail_msg("%s", err.msg);
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
+        const struct dpk_program *p = dpk_file_program(&model->file, outputs[i][0]);
+        char want[80];
+        dpk_info info;
+        dpk_arrays *out = NULL;
+        snprintf(want, sizeof want, "%s: output %s is act", outputs[i][0], outputs[i][1]);
+        for (uint32_t v = p->n_inputs; v < p->n_inputs + p->n_ops; v++) {
+            struct dpk_value *value = (struct dpk_value *)&p->values[v];
+            if (!(value->flags & DPK_VALUE_OUTPUT)) continue;
+            assert_int_equal(value->type, DPK_VALUE_F32);
+            value->type = DPK_VALUE_ACT;
+            assert_int_equal(dpk_session_plan(session, &params, &info, &err), DPK_EFORMAT);
+            if (!strstr(err.msg, want)) fail_msg("%s: want \"%s\"", err.msg, want);
+            if (!strcmp(outputs[i][0], "decode")) {
+                assert_int_equal(dpk_session_run(session, "decode", &in, 1, &out, &err),
+                                 DPK_EFORMAT);
+                if (!strstr(err.msg, want)) fail_msg("%s: want \"%s\"", err.msg, want);
+            }
+            value->type = DPK_VALUE_F32;
+        }
+    }
+    if (dpk_session_plan(session, &params, &(dpk_info){0}, &err)) fail_msg("%s", err.msg);
+    dpk_session_free(session);
+    dpk_model_free(model);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_made_inputs)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_made_inputs),
+                                       cmocka_unit_test(test_outputs_of_activations)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

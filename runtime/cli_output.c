@@ -50,9 +50,11 @@ int dpk_cli_check_output(const char *path, dpk_error *err) {
     if (strlen(name) > NAME_MAX - TEMPORARY)
         DPK_FAIL(err, DPK_EIO, "%.300s: cannot write: a name of %zu bytes, want at most %d", path,
                  strlen(name), NAME_MAX - TEMPORARY);
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+    const bool exists = stat(path, &st) == 0;
+    if (exists && S_ISDIR(st.st_mode))
         DPK_FAIL(err, DPK_EIO, "%.300s: cannot write: it is a folder", path);
-    if (access(folder, W_OK | X_OK))
+    /* A pipe or a device is written to, all else is made anew. */
+    if (exists && !S_ISREG(st.st_mode) ? access(path, W_OK) : access(folder, W_OK | X_OK))
         DPK_FAIL(err, DPK_EIO, "%.300s: cannot write there: %s", path, strerror(errno));
     DPK_TRY(dpk_atomic_check(path, err));
 done:

@@ -270,33 +270,35 @@ done:
 /* ---- Which files ------------------------------------------------------------------------------
  * */
 
-/* The file of a variant ("" for none) to open, or NULL: single files first, then indices. */
+/* Where weights may be, in the order in which they are looked for: base, `before`, ".variant",
+ * `after`. Of an index and a single file diffusers takes the index, transformers the file. */
+static const struct {
+    int base;
+    const char *before, *after;
+    int is_index;
+} places[] = {
+    {0, ".safetensors.index", ".json", 1}, {0, "", ".safetensors.index.json", 1},
+    {0, "", ".safetensors", 0},            {1, "", ".safetensors", 0},
+    {1, ".safetensors.index", ".json", 1}, {1, "", ".safetensors.index.json", 1},
+};
+
+/* The file of a variant ("" for none) to open, or NULL. */
 static int choose(const struct dpk_source *source, const char *folder, const char *variant,
                   char **chosen, int *is_index, dpk_error *err) {
-    char dotted[72], name[192];
+    char name[192];
     *chosen = NULL;
-    snprintf(dotted, sizeof dotted, "%s%s", variant[0] ? "." : "", variant);
-    for (int s = 0; s < 3; s++)
-        for (int b = 0; b < 2; b++) {
-            switch (s) {
-            case 0:
-                snprintf(name, sizeof name, "%s%s.safetensors", bases[b], dotted);
-                break;
-            case 1:
-                snprintf(name, sizeof name, "%s.safetensors.index%s.json", bases[b], dotted);
-                break;
-            default:
-                snprintf(name, sizeof name, "%s%s.safetensors.index.json", bases[b], dotted);
-            }
-            char *full = join(folder, name);
-            if (!full) return dpk_error_set(err, DPK_ENOMEM, "%s: out of memory", folder);
-            if (dpk_source_has(source, full)) {
-                *chosen = full;
-                *is_index = s > 0;
-                return DPK_OK;
-            }
-            free(full);
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        snprintf(name, sizeof name, "%s%s%s%s%s", bases[places[i].base], places[i].before,
+                 variant[0] ? "." : "", variant, places[i].after);
+        char *full = join(folder, name);
+        if (!full) return dpk_error_set(err, DPK_ENOMEM, "%s: out of memory", folder);
+        if (dpk_source_has(source, full)) {
+            *chosen = full;
+            *is_index = places[i].is_index;
+            return DPK_OK;
         }
+        free(full);
+    }
     return DPK_OK;
 }
 

@@ -96,6 +96,11 @@ static void test_which_file(void **state) {
     want_value(dir, "", "a", 5, "");
     put_one(in_dir(dir, "unet/diffusion_pytorch_model.safetensors"), "a", 6);
     want_value(dir, NULL, "a", 6, "");
+    /* both there: transformers took the file before, diffusers takes the index */
+    const char *index = in_dir(dir, "unet/diffusion_pytorch_model.safetensors.index.json");
+    put_text(index, "{\"weight_map\":{\"a\":\"model-00001-of-00002.safetensors\"}}");
+    want_value(dir, NULL, "a", 1, "");
+    unlink(index);
     want_value(dir, "fp16", "a", 3, "fp16");
     want_error(dir, "../x", DPK_EARG, "variant");
     put_text(in_dir(dir, "unet/diffusion_pytorch_model.safetensors"),

@@ -11,8 +11,9 @@ struct t5 {
 };
 
 static int read_config(struct t5 *t, const struct dpk_config *c, dpk_error *err) {
-    int rc = DPK_OK, gated;
+    int rc = DPK_OK, gated, same;
     static const char *const kinds[] = {"gated-gelu", "gated-silu", NULL};
+    static const char *const dense[][2] = {{"gelu_new"}, {"silu"}}; /* what each of them says */
     static const int acts[] = {DPK_ACT_GELU_TANH, DPK_ACT_SILU};
     DPK_TRY(dpk_config_int(c, "d_model", 512, 1, 1 << 16, &t->width, err));
     DPK_TRY(dpk_config_int(c, "d_ff", 2048, 1, 1 << 18, &t->ff, err));
@@ -25,6 +26,7 @@ static int read_config(struct t5 *t, const struct dpk_config *c, dpk_error *err)
                            err));
     DPK_TRY(dpk_config_double(c, "layer_norm_epsilon", 1e-6, 1e-12, 1.0, &t->eps, err));
     DPK_TRY(dpk_config_choice(c, "feed_forward_proj", "relu", kinds, &gated, err));
+    DPK_TRY(dpk_config_choice(c, "dense_act_fn", dense[gated][0], dense[gated], &same, err));
     t->act = acts[gated];
     t->inner = t->heads * t->d_kv;
 done:

@@ -113,7 +113,8 @@ static void test_pixart(void **state) {
         {"cross_attention_dim", "24", "cross_attention_dim 24 with width 36"},
     };
     static const struct wrong encoder[] = {{"feed_forward_proj", "\"relu\"", "gated-gelu"},
-                                           {"feed_forward_proj", NULL, "gated-gelu"}};
+                                           {"feed_forward_proj", NULL, "gated-gelu"},
+                                           {"dense_act_fn", "\"relu\"", "supported: gelu_new"}};
     static const struct wrong vae[] = {
         {"shift_factor", "-0.25", "shift_factor is -0.25, supported: 0"},
         {"latents_mean", "[0, 0, 0, 0]", "latents_mean is given, supported: null"},

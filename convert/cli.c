@@ -190,6 +190,7 @@ int main(int argc, char **argv) {
     struct arguments a = {.convert = {.dtype = DPK_BF16}};
     bool done;
     int status = parse(argc, argv, &a, &done);
+    dpk_tool_expect_full_files();
     if (status == DPK_TOOL_GOOD && !done) status = convert(&a);
     for (int i = 0; i < a.convert.n_loras; i++) free(a.lora_paths[i]);
     return dpk_tool_finish(&tool, status);

@@ -147,7 +147,8 @@ done:
 static int read_merges_json(struct clip *c) {
     const cJSON *model = cJSON_GetObjectItemCaseSensitive(c->json->tokenizer, "model");
     const cJSON *list = cJSON_GetObjectItemCaseSensitive(model, "merges"), *v;
-    const char *type = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(model, "type"));
+    const cJSON *kind = cJSON_GetObjectItemCaseSensitive(model, "type");
+    const char *type = kind ? cJSON_GetStringValue(kind) : "BPE"; /* older files do not say */
     const char *end =
         cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(model, "end_of_word_suffix"));
     int rc = DPK_OK;

@@ -1,5 +1,6 @@
 /* Writing a file that appears whole under its name or not at all: a temporary name beside it,
- * fsync, rename. What exists and is no regular file (/dev/stdout, a pipe) is written directly.
+ * fsync, rename. What exists and is no regular file (a pipe), or is a name of an open one
+ * (/dev/stdout), is written directly.
  * In a header because the programs that write NPY and PNG files share no other object. */
 #ifndef DPK_ATOMIC_FILE_H
 #define DPK_ATOMIC_FILE_H
@@ -39,6 +40,20 @@ static inline int dpk_atomic_check(const char *path, dpk_error *err) {
     return dpk_error_set(err, DPK_EIO, "%s: cannot write: it is a packed model", path);
 }
 
+/* The open file that a path is a name of, whatever kind of file that is; -1: of none. */
+static inline int dpk_atomic_descriptor(const char *path) {
+    static const char *const folders[] = {"/dev/fd/", "/proc/self/fd/"};
+    if (strcmp(path, "/dev/stdout") == 0) return STDOUT_FILENO;
+    if (strcmp(path, "/dev/stderr") == 0) return STDERR_FILENO;
+    for (int i = 0; i < 2; i++) {
+        const size_t n = strlen(folders[i]);
+        if (strncmp(path, folders[i], n) != 0) continue;
+        const size_t digits = strspn(path + n, "0123456789");
+        if (digits > 0 && digits < 7 && path[n + digits] == 0) return atoi(path + n);
+    }
+    return -1;
+}
+
 static inline int dpk_atomic_open(struct dpk_atomic_file *f, const char *path, dpk_error *err) {
     struct stat st;
     f->path = path;
@@ -46,8 +61,9 @@ static inline int dpk_atomic_open(struct dpk_atomic_file *f, const char *path, d
     f->fd = -1;
     const int rc = dpk_atomic_check(path, err);
     if (rc != DPK_OK) return rc;
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
-        f->fd = open(path, O_WRONLY | O_CLOEXEC);
+    const int there = dpk_atomic_descriptor(path);
+    if (there >= 0 || (stat(path, &st) == 0 && !S_ISREG(st.st_mode))) {
+        f->fd = there >= 0 ? fcntl(there, F_DUPFD_CLOEXEC, 0) : open(path, O_WRONLY | O_CLOEXEC);
         if (f->fd >= 0) return DPK_OK;
         return dpk_error_set(err, DPK_EIO, "%s: cannot write: %s", path, strerror(errno));
     }

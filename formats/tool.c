@@ -105,8 +105,9 @@ void dpk_tool_bar_clear(struct dpk_tool_bar *bar) {
 
 static volatile sig_atomic_t interrupted;
 
+/* A second Ctrl-C is impatience; other signals come twice by themselves (timeout(1), terminals). */
 static void on_signal(int number) {
-    if (interrupted) {
+    if (interrupted && number == SIGINT) {
         signal(number, SIG_DFL);
         raise(number); /* when this returns */
     }
@@ -121,8 +122,9 @@ void dpk_tool_catch_signals(void) {
         /* nohup, and shells for what they run behind, have them ignored: so it stays */
         if (sigaction(caught[i], NULL, &before) == 0 && before.sa_handler != SIG_IGN)
             sigaction(caught[i], &action, NULL);
-    signal(SIGXFSZ, SIG_IGN);
 }
+
+void dpk_tool_expect_full_files(void) { signal(SIGXFSZ, SIG_IGN); }
 
 bool dpk_tool_interrupted(void) { return interrupted; }
 

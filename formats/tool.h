@@ -42,9 +42,10 @@ struct dpk_tool_bar dpk_tool_bar_make(bool quiet);
 void dpk_tool_bar_show(struct dpk_tool_bar *bar, const char *what, double fraction);
 void dpk_tool_bar_clear(struct dpk_tool_bar *bar);
 
-/* From now on an interrupt only makes dpk_tool_interrupted true (a second one ends the program), and
- * a limit of file sizes is an error of write(). */
+/* From now on an interrupt only makes dpk_tool_interrupted true; a second Ctrl-C ends the program. */
 void dpk_tool_catch_signals(void);
+/* From now on a limit of file sizes is an error of write(). */
+void dpk_tool_expect_full_files(void);
 bool dpk_tool_interrupted(void);
 
 /* The program's last words: its exit status, which is a failure if standard output could not be

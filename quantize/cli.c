@@ -308,6 +308,7 @@ int main(int argc, char **argv) {
     bool done;
     int status = parse(argc, argv, &a, &done);
     if (status == DPK_TOOL_GOOD && !done) {
+        dpk_tool_expect_full_files();
         dpk_tool_catch_signals();
         status = quantize(&a);
     }

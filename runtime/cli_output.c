@@ -53,7 +53,8 @@ int dpk_cli_check_output(const char *path, dpk_error *err) {
     const bool exists = stat(path, &st) == 0;
     if (exists && S_ISDIR(st.st_mode))
         DPK_FAIL(err, DPK_EIO, "%.300s: cannot write: it is a folder", path);
-    /* A pipe or a device is written to, all else is made anew. */
+    /* An open file, a pipe or a device is written to, all else is made anew. */
+    if (dpk_atomic_descriptor(path) >= 0) goto done;
     if (exists && !S_ISREG(st.st_mode) ? access(path, W_OK) : access(folder, W_OK | X_OK))
         DPK_FAIL(err, DPK_EIO, "%.300s: cannot write there: %s", path, strerror(errno));
     DPK_TRY(dpk_atomic_check(path, err));

@@ -169,6 +169,10 @@ fails 1 "scheduler.*warp|warp" "$bin/diffpak" generate "$model" -p "a circle" --
 fails 1 "no/such" "$bin/diffpak" generate "$model" -p "a circle" --steps 1 -o "$tmp/no/such/x.png"
 fails 1 "no-model" "$bin/diffpak" generate "$tmp/no-model.dpk" -p "a circle" -o "$tmp/x.png"
 fails 1 "packed already" "$bin/diffpak-convert" "$model" -o "$tmp/x.dpk"
+# an open file by its name: written as it is, behind what is there
+echo before >"$tmp/there"
+"$bin/diffpak" generate "$model" -p "a circle" --steps 1 --width 64 --height 64 -q -o /proc/self/fd/1 >>"$tmp/there" 2>"$tmp/err" &&
+    [ "$(tail -c +9 "$tmp/there" | head -c 3)" = PNG ] && ok "a picture behind what is there" || bad "/proc/self/fd/1: $(cat "$tmp/err")"
 # known before the work: 100000 steps take minutes
 early() { fails "$1" "$2" timeout 20 "$bin/diffpak" generate "$model" -p "a circle" --steps 100000 "$3" "$4"; }
 early 1 "is a folder" -o "$tmp"
@@ -193,6 +197,9 @@ absent "$tmp/x.png"
 (trap '' XFSZ; ulimit -f 2000; "$bin/diffpak-convert" models/shapes-xl -o "$tmp/full.dpk" >"$tmp/out" 2>"$tmp/err")
 [ $? -eq 1 ] && [ "$(wc -l <"$tmp/err")" -eq 1 ] && ok "$(cat "$tmp/err" | cut -c1-150)" || bad "full disk: $(cat "$tmp/err")"
 absent "$tmp/full.dpk"
+tar -C models/shapes-xl -czf "$tmp/packed.tar.gz" .
+(ulimit -f 200; "$bin/diffpak-convert" "$tmp/packed.tar.gz" -o "$tmp/full.dpk" >"$tmp/out" 2>"$tmp/err")
+[ $? -eq 1 ] && grep -q TMPDIR "$tmp/err" && ok "$(cat "$tmp/err" | cut -c1-150)" || bad "no room to unpack: $(cat "$tmp/err")"
 
 # damaged files
 head -c 100000 "$model" >"$tmp/cut.dpk"

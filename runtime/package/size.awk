@@ -29,7 +29,7 @@ function count(object, bytes) {
         if (level == "avx512bf16") left["avx512"] += bytes
         if (level == "neonbf16") left["neon"] += bytes
     }
-    if (object ~ /(avx2|avx512|neon|neondot)\.o$/ && object != "tile_s8_avx512.o" || object ~ /^winograd_f32\..*bf16/) left["f32"] += bytes
+    if ((object ~ /(avx2|avx512|neon|neondot)\.o$/ && object != "tile_s8_avx512.o") || object ~ /^winograd_f32\./) left["f32"] += bytes
     if (object ~ /^tile_s8_|^quantize\./) left["int8"] += bytes
     if (object ~ /^random_philox/) left["philox"] += bytes
     if (object ~ /^cli_bundle/) left["archive"] += bytes

@@ -11,6 +11,7 @@
 #define DPK_MAGIC                                                                                  \
     "\x89"                                                                                         \
     "DPK\r\n\x1a\n" /* 8 bytes */
+#define DPK_BUNDLE_MAGIC "\x28\xb5\x2f\xfd" /* 4 bytes: zstd's (RFC 8878, 3.1.1) */
 enum {
     DPK_VERSION = 1,
     DPK_ALIGN = 64,           /* of sections and tensors */

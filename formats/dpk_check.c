@@ -99,7 +99,7 @@ int dpk_check_table(const uint8_t table[DPK_TABLE_BYTES], uint64_t file_bytes, c
     memcpy(sections, table + sizeof h, sizeof sections);
     if (memcmp(h.magic, DPK_MAGIC, sizeof h.magic) != 0)
         DPK_FAIL(err, DPK_EFORMAT, "%s: not a .dpk file (%s)", path,
-                 memcmp(h.magic, "\x28\xb5\x2f\xfd", 4) /* zstd: RFC 8878 */
+                 memcmp(h.magic, DPK_BUNDLE_MAGIC, 4)
                      ? "its first 8 bytes are others"
                      : "compressed by zstd: of a bundle, diffpak unbundle makes one");
     if (h.version != DPK_VERSION)

@@ -30,6 +30,11 @@ static inline int dpk_utf8_is_control(const unsigned char *s, size_t length) {
     return length == 3 && s[0] == 0xe2 && s[1] == 0x80 && (s[2] == 0xa8 || s[2] == 0xa9);
 }
 
+/* Bytes of the byte order mark that a text begins with: 3 or 0. s is NUL-terminated. */
+static inline size_t dpk_utf8_mark(const char *s) {
+    return s[0] == '\xef' && s[1] == '\xbb' && s[2] == '\xbf' ? 3 : 0;
+}
+
 /* Offset of the first byte that is not part of well-formed UTF-8; n if all is. */
 static inline size_t dpk_utf8_check(const char *s, size_t n) {
     size_t at = 0;

@@ -3,6 +3,7 @@
 #include "../formats/dpk_check.h"
 #include "../formats/fail.h"
 #include "../formats/stream.h"
+#include "../formats/utf8.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -330,8 +331,7 @@ int dpk_filter_parse(struct dpk_filter **out, const char *name, const char *text
         if ((uint8_t)f->text[i] < 0x20 && !memchr("\t\r\n", f->text[i], 3))
             DPK_FAIL(err, DPK_EFORMAT, "%s: control character %#x at byte %zu: not a text file",
                      name, (unsigned)f->text[i], i);
-    char *line = f->text, *end = f->text + n_bytes;
-    if (!strncmp(line, "\xef\xbb\xbf", 3)) line += 3; /* a byte order mark */
+    char *line = f->text + dpk_utf8_mark(f->text), *end = f->text + n_bytes;
     while (line < end) {
         char *next = memchr(line, '\n', (size_t)(end - line));
         if (!next) next = end;

@@ -105,7 +105,8 @@ static int read_line(struct dpk_cli_line *line, const char *path, char *text,
 
 /* A line without its end, white space around it and, in the first, a byte order mark. */
 static char *trim(char *text, size_t length, bool first) {
-    if (first && !strncmp(text, "\xef\xbb\xbf", 3)) text += 3, length -= 3;
+    const size_t mark = first ? dpk_utf8_mark(text) : 0;
+    text += mark, length -= mark;
     while (length && strchr(" \t\r\n", text[length - 1])) text[--length] = 0;
     return text + strspn(text, " \t");
 }

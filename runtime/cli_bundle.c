@@ -424,10 +424,10 @@ int dpk_cli_unbundle(int argc, char **argv) {
 }
 
 bool dpk_cli_is_bundle(const char *path) {
-    static const unsigned char zstd[4] = {0x28, 0xb5, 0x2f, 0xfd}; /* RFC 8878, 3.1.1 */
-    unsigned char head[4];
+    char head[4];
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    bool same = fd >= 0 && read(fd, head, sizeof head) == sizeof head && !memcmp(head, zstd, 4);
+    bool same =
+        fd >= 0 && read(fd, head, sizeof head) == sizeof head && !memcmp(head, DPK_BUNDLE_MAGIC, 4);
     if (fd >= 0) close(fd);
     return same;
 }

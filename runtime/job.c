@@ -51,6 +51,7 @@ static int resolve_params(struct dpk_job *job, const dpk_params *params, dpk_err
     job->negative_zeros = !p->negative && rule && !strcmp(rule, "zeros");
     job->rows = job->n_images * (job->guided ? 2 : 1);
     job->text_rows = p->n_prompts + (job->guided && !job->negative_zeros);
+    if (!p->steps) p->steps = (uint32_t)job->settings.steps;
     DPK_TRY(dpk_model_schedule(m, p->scheduler, p->steps, p->init ? p->strength : 1, &job->schedule,
                                err));
     p->steps = job->schedule->steps;

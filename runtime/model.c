@@ -131,12 +131,8 @@ static const char *scheduler_key(void *arg, const char *key) {
 int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uint32_t steps,
                        double strength, struct dpk_schedule **schedule, dpk_error *err) {
     int rc = DPK_OK;
-    struct dpk_settings settings;
-    DPK_TRY(dpk_settings_read(&model->file, &settings, err));
-    struct dpk_schedule_spec spec = {.get = scheduler_key,
-                                     .arg = (void *)model,
-                                     .name = scheduler,
-                                     .steps = steps ? steps : (uint32_t)settings.steps};
+    struct dpk_schedule_spec spec = {
+        .get = scheduler_key, .arg = (void *)model, .name = scheduler, .steps = steps};
     spec.start = dpk_schedule_start(spec.steps, strength);
     if (spec.start == spec.steps)
         DPK_FAIL(err, DPK_EARG, "strength %g of %u steps is less than one", strength, spec.steps);
@@ -149,7 +145,10 @@ int dpk_model_timetable(const dpk_model *model, const char *scheduler, uint32_t 
                         dpk_timetable **table, dpk_error *err) {
     int rc = DPK_OK;
     struct dpk_schedule *s = NULL;
+    struct dpk_settings settings;
     *table = NULL;
+    DPK_TRY(dpk_settings_read(&model->file, &settings, err));
+    if (!steps) steps = (uint32_t)settings.steps;
     DPK_TRY(dpk_model_schedule(model, scheduler, steps, 1, &s, err));
     dpk_timetable *t = malloc(sizeof *t + ((size_t)s->n_rows + s->n_sigmas) * sizeof *t->timesteps);
     if (!t) DPK_FAIL(err, DPK_ENOMEM, "schedule: no memory for %u calls", s->n_rows);

@@ -34,7 +34,7 @@ struct dpk_session {
 int dpk_model_find_tokenizer(const struct dpk_model *model, const char *name);
 
 /* The sampler's table from the scheduler keys of the metadata, for the last strength * steps of the
- * steps. steps 0: the model's default. */
+ * steps (not 0). */
 int dpk_model_schedule(const struct dpk_model *model, const char *scheduler, uint32_t steps,
                        double strength, struct dpk_schedule **schedule, dpk_error *err);
 

@@ -83,7 +83,7 @@ refuses 2 "unknown command bundle" "$leaf" bundle "$model" -o "$tmp/no.tar.zst"
 refuses 1 "this build has ref" env DPK_ISA=avx2 "$leaf" generate "$model" -p "a cat" -q -o "$tmp/no.png"
 refuses 2 "WITHOUT=everything: want some of" "$make" -n WITHOUT=everything
 
-# Without float32: activations are bfloat16, at ref as well; pictures differ from float32's as bfloat16 does (0.009 here).
+# Without float32: activations are bfloat16, at ref as well; pictures differ from float32's as bfloat16 does.
 bf16=$build/leaf-bf16/bin/diffpak
 works "make WITHOUT=f32" env -u MAKELEVEL "$make" -j2 --no-print-directory BUILD="$build/leaf-bf16" OPT=-O1 WITHOUT="f32 png archive" "$bf16"
 works "convert to float32" "$build/bin/diffpak-convert" tests/data/tiny-sdxl --dtype f32 -o "$tmp/f32.dpk" -q
